@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo | test | check | soak | bench: each sets up what it needs in .venv and the user's runtime directory.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+ENCLAVE := $(VENV)/bin/enclave
+STAMP := $(VENV)/.installed
+GUEST := $(wildcard guest/*/*)
+PYTEST := $(PYTHON) -m pytest
+
+.PHONY: demo test check fast soak bench format runtime clean
+
+demo: $(STAMP) runtime
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/hello/demo
+
+test: check
+	$(MAKE) runtime
+	$(PYTEST) tests/vm -m vm
+
+check: $(STAMP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PYTEST) tests/unit
+
+soak: $(STAMP) runtime
+	$(PYTEST) tests/soak -m soak --timeout 3600
+
+bench: $(STAMP) runtime
+	$(PYTHON) bench/measure.py
+	$(PYTHON) bench/boot.py
+
+format: $(STAMP)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+runtime: $(STAMP)
+	$(ENCLAVE) runtime install
+
+# Anew when the guest's code or what is needed changes; Python code is used where it lies.
+$(STAMP): pyproject.toml hatch_build.py $(GUEST)
+	tools/make-venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

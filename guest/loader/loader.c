@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The EIF loader at the reset vector: finds the image in enclave memory, checks it, boots it where it lies.
+ *
+ * Ramdisks stay in place. Linux takes one range as its initrd and skips zero bytes between archives, so the 12-byte
+ * section headers between neighbouring ramdisks are zeroed; if anything else lies between them they are moved
+ * together. The kernel's protected-mode part is copied past the image's end, because its decompressor needs
+ * init_size bytes there. Everything the image says is hostile until checked; all sums of its numbers are 64 bits wide.
+ *
+ * Sources: the EIF layout in docs/eif.md; Linux Documentation/arch/x86/boot.rst and zero-page.rst.
+ */
+#include "loader.h"
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+/* ---- boot description: written by Python at the ROM's first byte (enclavekit/platform/rom.py) ---- */
+
+struct e820_entry {
+    u64 address, size;
+    u32 type;
+} __attribute__((packed));
+
+struct boot_description {
+    u8 magic[4];                    /* "EKBD" */
+    u32 version;                    /* 1 */
+    u32 image_base, image_size;     /* bytes; where the EIF lies */
+    u32 low_memory_end;             /* RAM below 4 GiB ends here */
+    u32 rsdp;                       /* ACPI root pointer, 0 for none */
+    u32 suffix_offset, suffix_size; /* in the ROM: appended to the command line, not measured */
+    u32 e820_count;                 /* at most 128 */
+    struct e820_entry e820[];
+} __attribute__((packed));
+
+/* ---- EIF, big-endian ---- */
+
+#define EIF_HEADER_SIZE 548
+#define SECTION_HEADER_SIZE 12
+#define MAX_SECTIONS 32
+#define EIF_OFFSETS 0x1c            /* 32 × u64: of the section headers */
+#define EIF_SIZES 0x11c             /* 32 × u64: of the sections' data */
+
+enum { KERNEL = 1, CMDLINE_SECTION = 2, RAMDISK = 3, SIGNATURE = 4, METADATA = 5 };
+
+struct span { u32 start, size; };   /* guest physical; checked to lie inside the image */
+
+struct image {
+    struct span kernel, cmdline, ramdisk[MAX_SECTIONS];
+    u32 ramdisks;
+};
+
+/* ---- bzImage setup header and zero page: the same offsets in both ---- */
+
+#define SETUP_SECTS 0x1f1           /* u8 */
+#define BOOT_FLAG 0x1fe             /* u16, 0xaa55 */
+#define JUMP_OFFSET 0x201           /* u8: the header ends at 0x202 + this */
+#define HEADER_MAGIC 0x202          /* u32, "HdrS" */
+#define PROTOCOL_VERSION 0x206      /* u16 */
+#define TYPE_OF_LOADER 0x210        /* u8 */
+#define LOADFLAGS 0x211             /* u8, bit 0: loaded high */
+#define CODE32_START 0x214          /* u32 */
+#define RAMDISK_IMAGE 0x218         /* u32 */
+#define RAMDISK_SIZE 0x21c          /* u32 */
+#define CMD_LINE_PTR 0x228          /* u32 */
+#define INITRD_ADDR_MAX 0x22c       /* u32 */
+#define KERNEL_ALIGNMENT 0x230      /* u32 */
+#define RELOCATABLE 0x234           /* u8 */
+#define XLOADFLAGS 0x236            /* u16, bit 0: 64-bit kernel, bit 1: ramdisk may lie anywhere below 4 GiB and above */
+#define CMDLINE_SIZE 0x238          /* u32, without the NUL */
+#define PREF_ADDRESS 0x258          /* u64 */
+#define INIT_SIZE 0x260             /* u32 */
+#define SETUP_HEADER_END 0x268
+
+#define ZP_ACPI_RSDP 0x070          /* u64 */
+#define ZP_E820_COUNT 0x1e8         /* u8 */
+#define ZP_VID_MODE 0x1fa           /* u16 */
+#define ZP_E820 0x2d0               /* 20 bytes each */
+
+/* ---- the machine ---- */
+
+static inline void outb(u16 port, u8 value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
+
+static inline u8 inb(u16 port)
+{
+    u8 value;
+    __asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
+}
+
+static inline u8 *memory(u32 address) { return (u8 *)address; }
+
+static inline u16 le16(const u8 *p) { return *(const u16 *)p; }
+static inline u32 le32(const u8 *p) { return *(const u32 *)p; }
+static inline u64 le64(const u8 *p) { return *(const u64 *)p; }
+static inline void put32(u8 *p, u32 value) { *(u32 *)p = value; }
+static inline u16 be16(const u8 *p) { return (u16)(p[0] << 8 | p[1]); }
+static inline u32 be32(const u8 *p) { return (u32)be16(p) << 16 | be16(p + 2); }
+static inline u64 be64(const u8 *p) { return (u64)be32(p) << 32 | be32(p + 4); }
+
+/* Forward copy; also right for overlapping ranges that move down. */
+static void copy(u8 *to, const u8 *from, u32 size)
+{
+    u32 words = size / 4, rest = size % 4;
+    __asm__ volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(words) : : "memory");
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(rest) : : "memory");
+}
+
+static void clear(u8 *to, u32 size)
+{
+    __asm__ volatile("rep stosb" : "+D"(to), "+c"(size) : "a"(0) : "memory");
+}
+
+/* ---- words on the serial port ---- */
+
+#define COM1 0x3f8
+#define LSR_THR_EMPTY 0x20
+
+static void print(const char *text)
+{
+    for (; *text; text++) {
+        for (u32 tries = 0; tries < 100000 && !(inb(COM1 + 5) & LSR_THR_EMPTY); tries++)
+            ;
+        outb(COM1, (u8)*text);
+    }
+}
+
+static void print_hex(u64 value)
+{
+    char text[19];
+    for (int i = 0; i < 16; i++)
+        text[2 + i] = "0123456789abcdef"[(value >> (60 - 4 * i)) & 15];
+    int first = 2;                  /* short numbers as 8 digits */
+    if (!(value >> 32))
+        first = 10;
+    text[first - 2] = '0';
+    text[first - 1] = 'x';
+    text[18] = 0;
+    print(text + first - 2);
+}
+
+void stop(void) __attribute__((noreturn));
+
+static void __attribute__((noreturn)) refuse(const char *what, u64 got, const char *expected)
+{
+    print("loader: ");
+    print(what);
+    print(": got ");
+    print_hex(got);
+    print(", expected ");
+    print(expected);
+    print("\r\n");
+    stop();
+}
+
+/* ---- the image ---- */
+
+static int apart(u64 a, u64 a_size, u64 b, u64 b_size) { return a + a_size <= b || b + b_size <= a; }
+
+static void find_sections(const struct boot_description *boot, struct image *image)
+{
+    const u8 *eif = memory(boot->image_base);
+    u64 size = boot->image_size;
+
+    if (size < EIF_HEADER_SIZE)
+        refuse("image size", size, "at least the 548 bytes of a header");
+    if (be32(eif) != 0x2e656966)
+        refuse("image magic", be32(eif), "0x2e656966");
+    u16 version = be16(eif + 4);
+    if (version < 2 || version > 4)
+        refuse("image version", version, "2, 3 or 4");
+    if (be16(eif + 6) & 1)
+        refuse("image flags", be16(eif + 6), "bit 0 clear, for x86_64");
+    u32 count = be16(eif + 0x1a);
+    if (count < 2 || count > MAX_SECTIONS)
+        refuse("section count", count, "2 to 32");
+
+    image->kernel.size = image->cmdline.size = image->ramdisks = 0;
+    image->kernel.start = image->cmdline.start = 0;
+    for (u32 i = 0; i < count; i++) {
+        u64 offset = be64(eif + EIF_OFFSETS + 8 * i), length = be64(eif + EIF_SIZES + 8 * i);
+        if (offset < EIF_HEADER_SIZE || offset > size || size - offset < SECTION_HEADER_SIZE)
+            refuse("section offset", offset, "a place inside the image");
+        if (length > size - offset - SECTION_HEADER_SIZE)
+            refuse("section size", length, "no more than the image holds");
+        for (u32 j = 0; j < i; j++)
+            if (!apart(offset, SECTION_HEADER_SIZE + length, be64(eif + EIF_OFFSETS + 8 * j),
+                       SECTION_HEADER_SIZE + be64(eif + EIF_SIZES + 8 * j)))
+                refuse("section offset", offset, "no overlap with another section");
+        const u8 *header = eif + (u32)offset;
+        if (be64(header + 4) != length)
+            refuse("section header size", be64(header + 4), "the size in the table");
+        struct span data = { boot->image_base + (u32)offset + SECTION_HEADER_SIZE, (u32)length };
+        switch (be16(header)) {
+        case KERNEL:
+            if (image->kernel.start)
+                refuse("kernel sections", 2, "exactly one");
+            image->kernel = data;
+            break;
+        case CMDLINE_SECTION:
+            if (image->cmdline.start)
+                refuse("cmdline sections", 2, "exactly one");
+            image->cmdline = data;
+            break;
+        case RAMDISK:
+            if (!image->kernel.start)
+                refuse("ramdisk before the kernel at offset", offset, "the kernel first");
+            if (image->ramdisks && data.start < image->ramdisk[image->ramdisks - 1].start)
+                refuse("ramdisk offset", offset, "ramdisks in the order of the table");
+            image->ramdisk[image->ramdisks++] = data;
+            break;
+        case SIGNATURE:
+        case METADATA:
+            break;
+        default:
+            refuse("section type", be16(header), "1 to 5");
+        }
+    }
+    if (!image->kernel.start)
+        refuse("kernel sections", 0, "exactly one");
+    if (!image->cmdline.start)
+        refuse("cmdline sections", 0, "exactly one");
+}
+
+/* One range that Linux unpacks as the concatenation of all ramdisks. */
+static struct span join_ramdisks(const struct image *image)
+{
+    struct span joined = { 0, 0 };
+    if (!image->ramdisks)
+        return joined;
+    joined = image->ramdisk[0];
+    for (u32 i = 1; i < image->ramdisks; i++) {
+        struct span next = image->ramdisk[i];
+        u32 end = joined.start + joined.size;
+        if (next.start == end + SECTION_HEADER_SIZE) {
+            clear(memory(end), SECTION_HEADER_SIZE);
+            joined.size += SECTION_HEADER_SIZE + next.size;
+        } else {
+            copy(memory(end), memory(next.start), next.size);
+            joined.size += next.size;
+        }
+    }
+    return joined;
+}
+
+/* ---- the kernel ---- */
+
+static void check_kernel(const struct image *image, const u8 *setup)
+{
+    if (image->kernel.size < SETUP_HEADER_END)
+        refuse("kernel size", image->kernel.size, "a bzImage");
+    if (le16(setup + BOOT_FLAG) != 0xaa55 || le32(setup + HEADER_MAGIC) != 0x53726448)
+        refuse("kernel magic", le32(setup + HEADER_MAGIC), "0x53726448 of a bzImage");
+    if (le16(setup + PROTOCOL_VERSION) < 0x20c)
+        refuse("kernel boot protocol", le16(setup + PROTOCOL_VERSION), "0x20c or newer");
+    if (!(setup[LOADFLAGS] & 1))
+        refuse("kernel load flags", setup[LOADFLAGS], "bit 0, loaded high");
+    if (!setup[RELOCATABLE])
+        refuse("kernel relocatable flag", 0, "a relocatable kernel");
+    u32 alignment = le32(setup + KERNEL_ALIGNMENT);
+    if (!alignment || (alignment & (alignment - 1)))
+        refuse("kernel alignment", alignment, "a power of two");
+}
+
+static u32 place_kernel(const struct boot_description *boot, const struct image *image, const u8 *setup)
+{
+    u32 sectors = setup[SETUP_SECTS] ? setup[SETUP_SECTS] : 4, real_mode_size = (sectors + 1) * 512;
+    if (image->kernel.size <= real_mode_size)
+        refuse("kernel size", image->kernel.size, "more than its real-mode part");
+    u32 size = image->kernel.size - real_mode_size;
+    u64 needed = le32(setup + INIT_SIZE) > size ? le32(setup + INIT_SIZE) : size;
+
+    /* Below its preferred address the kernel would unpack itself there, over the image perhaps. */
+    u64 start = (u64)boot->image_base + boot->image_size, alignment = le32(setup + KERNEL_ALIGNMENT);
+    if (start < le64(setup + PREF_ADDRESS))
+        start = le64(setup + PREF_ADDRESS);
+    start = (start + alignment - 1) & ~(alignment - 1);
+    if (start > boot->low_memory_end || needed > boot->low_memory_end - start)
+        refuse("memory end", boot->low_memory_end, "room for the kernel past the image");
+    copy(memory((u32)start), memory(image->kernel.start) + real_mode_size, size);
+    return (u32)start;
+}
+
+static void write_cmdline(const struct boot_description *boot, const struct image *image, const u8 *setup)
+{
+    u64 limit = le32(setup + CMDLINE_SIZE) < CMDLINE_LIMIT - 1 ? le32(setup + CMDLINE_SIZE) : CMDLINE_LIMIT - 1;
+    u64 size = (u64)image->cmdline.size + boot->suffix_size;
+    if (size > limit)
+        refuse("command line size", size, "no more than the kernel takes");
+    copy(memory(CMDLINE), memory(image->cmdline.start), image->cmdline.size);
+    copy(memory(CMDLINE) + image->cmdline.size, memory(ROM_BASE) + boot->suffix_offset, boot->suffix_size);
+    memory(CMDLINE)[size] = 0;
+}
+
+static void write_zero_page(const struct boot_description *boot, const u8 *setup, struct span ramdisk, u32 entry)
+{
+    u8 *zero_page = memory(ZERO_PAGE);
+    clear(zero_page, 4096);
+    /* 0x202 + 255 < ZP_E820 - 1, so a hostile length stays clear of the table. */
+    copy(zero_page + SETUP_SECTS, setup + SETUP_SECTS, HEADER_MAGIC + setup[JUMP_OFFSET] - SETUP_SECTS);
+    put32(zero_page + ZP_ACPI_RSDP, boot->rsdp);
+    zero_page[TYPE_OF_LOADER] = 0xff;
+    zero_page[ZP_VID_MODE] = zero_page[ZP_VID_MODE + 1] = 0xff;
+    put32(zero_page + CODE32_START, entry);
+    put32(zero_page + RAMDISK_IMAGE, ramdisk.start);
+    put32(zero_page + RAMDISK_SIZE, ramdisk.size);
+    put32(zero_page + CMD_LINE_PTR, CMDLINE);
+    zero_page[ZP_E820_COUNT] = (u8)boot->e820_count;
+    copy(zero_page + ZP_E820, (const u8 *)boot->e820, boot->e820_count * sizeof(struct e820_entry));
+}
+
+/* Zero page in EAX, entry in EDX: see entry.S. */
+u64 loader_main(void);
+
+u64 loader_main(void)
+{
+    const struct boot_description *boot = (const struct boot_description *)ROM_BASE;
+    struct image image;
+
+    if (le32(memory(RESTART_MARKER)) == le32(boot->magic)) {
+        /* A kernel with no way to reset jumped back to the reset vector: its memory is no image any more. */
+        print("loader: the kernel restarted the machine\r\n");
+        stop();
+    }
+    put32(memory(RESTART_MARKER), le32(boot->magic));
+
+    find_sections(boot, &image);
+    const u8 *setup = memory(image.kernel.start);
+    check_kernel(&image, setup);
+    struct span ramdisk = join_ramdisks(&image);
+    if (!(le16(setup + XLOADFLAGS) & 2) && ramdisk.size
+        && (u64)ramdisk.start + ramdisk.size - 1 > le32(setup + INITRD_ADDR_MAX))
+        refuse("ramdisk end", (u64)ramdisk.start + ramdisk.size, "below the kernel's limit");
+    u32 entry = place_kernel(boot, &image, setup);
+    write_cmdline(boot, &image, setup);
+    write_zero_page(boot, setup, ramdisk, entry);
+    return (u64)entry << 32 | ZERO_PAGE;
+}

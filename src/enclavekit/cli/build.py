@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``enclave build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from enclavekit.build.image import BuildOptions, KernelInput
+from enclavekit.build.image import build as build_image
+from enclavekit.cli.environment import source_date_epoch
+from enclavekit.cli.options import image_options, kernel_options, output_options
+from enclavekit.cli.output import Output
+from enclavekit.cli.runtime import installed_runtime
+from enclavekit.codec.bzimage import Arch
+from enclavekit.image.sources import Source
+from enclavekit.runtime import find_kernel
+
+
+def build_options(
+    source: str, command: tuple[str, ...], *, kernel: str | None, modules: str | None, arch: str | None, **words: Any
+) -> BuildOptions:
+    """From the command line's words to what is built."""
+    found = find_kernel(installed_runtime(), kernel, modules)
+    return BuildOptions(
+        source=Source.parse(source),
+        kernel=KernelInput(found.path, found.modules, found.name),
+        command=command,
+        environment=words["env"],
+        workdir=words["workdir"] or "/",
+        user=words["user"],
+        logs=words["logs"],
+        cmdline=words["cmdline"],
+        keep_owners=words["keep_owners"],
+        epoch=source_date_epoch(),
+        arch=Arch(arch) if arch else None,
+    )
+
+
+@click.command()
+@click.argument("source", metavar="SOURCE")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@click.option("-o", "--output", "target", required=True, metavar="F.eif", help="Where the image goes.")
+@click.option("--arch", type=click.Choice(list(Arch)), help="Refuse a kernel for another architecture.")
+@kernel_options
+@image_options
+@output_options
+def build(source: str, command: tuple[str, ...], target: str, output: Output, **words: Any) -> None:
+    """Make an image of a root filesystem: dir:DIR or tar:FILE. The same inputs give the same bytes.
+
+    The command to run in the enclave stands after --.
+    """
+    result = build_image(build_options(source, command, **words), Path(target))
+    for warning in result.warnings:
+        output.say(f"warning: {warning}")
+    output.detail(f"{result.path}: {result.size} bytes, {result.arch.value}, kernel {result.kernel}")
+    output.result({"Measurements": result.measurements.as_dict()})

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``enclave describe`` and ``enclave pcr``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from enclavekit import eif
+from enclavekit.cli.options import output_options
+from enclavekit.cli.output import Exit, Output
+from enclavekit.errors import FileError, FormatError, UsageError
+
+MAX_CERTIFICATE = 1 << 20
+
+
+@contextmanager
+def reading(path: str) -> Iterator[BinaryIO]:
+    """An ordinary file, open; what cannot be opened is a ``FileError``."""
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise FileError(f"cannot read {path}: not an ordinary file")
+        with Path(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        raise FileError.of(error, path, "read") from error
+
+
+@click.command()
+@click.argument("image", metavar="F.eif")
+@output_options
+def describe(image: str, output: Output) -> int:
+    """What an image holds and measures, as nitro-cli's describe-eif prints it; -v adds digests of sections."""
+    with reading(image) as file:
+        described = eif.describe(file, digests=output.verbose > 0)
+    output.result(described)
+    return Exit.DONE if described["CheckCRC"] else Exit.FAILED
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="F...")
+@click.option("--cert", metavar="PEM", help="The PCR8 of a signing certificate.")
+@output_options
+def pcr(files: tuple[str, ...], cert: str | None, output: Output) -> None:
+    """The PCR that a file's bytes, or a certificate, would give."""
+    if bool(files) == bool(cert):
+        raise UsageError("pcr: expected files or --cert, one of them", hint="enclave pcr --help")
+    if cert:
+        output.result({"PCR8": _certificate_pcr(cert)})
+        return
+    found = {}
+    for name in files:
+        with reading(name) as file:
+            found[name] = eif.pcr_of(iter(lambda f=file: f.read(1 << 18), b"")).hex()  # type: ignore[misc]
+    if len(files) == 1:
+        output.result({"PCR": found[files[0]]})
+    else:
+        output.result([{"File": name, "PCR": value} for name, value in found.items()])
+
+
+def _certificate_pcr(path: str) -> str:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    with reading(path) as file:
+        data = file.read(MAX_CERTIFICATE)
+    try:
+        certificate = x509.load_pem_x509_certificates(data)[0]
+    except ValueError as error:
+        raise FormatError(f"{path}: not a PEM certificate") from error
+    return eif.pcr_of([certificate.public_bytes(Encoding.DER)]).hex()

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that is read from the environment, here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from enclavekit.errors import UsageError
+
+
+def runtime_directory() -> Path:
+    """Of running enclaves: $XDG_RUNTIME_DIR/enclavekit, else one of this user's under /tmp."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base:
+        return Path(base) / "enclavekit"
+    return Path(f"/tmp/enclavekit-{os.getuid()}")  # noqa: S108 - owner and mode are checked before use
+
+
+def data_directory() -> Path:
+    """Of the installed runtime: $XDG_DATA_HOME/enclavekit, else ~/.local/share/enclavekit."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "enclavekit"
+
+
+def source_date_epoch() -> int | None:
+    """Seconds since 1970 that every file's time is clamped to (reproducible-builds.org/specs/source-date-epoch)."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if text is None or text == "":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) > 0xFFFF_FFFF:
+        raise UsageError(f"SOURCE_DATE_EPOCH: got {text!r}, expected seconds from 0 to {0xFFFFFFFF}")
+    return int(text)
+
+
+def search_path() -> str:
+    """Where programs are looked for."""
+    return os.environ.get("PATH", os.defpath)
+
+
+def qemu_environment() -> dict[str, str]:
+    """What QEMU needs of our environment: nothing secret of ours is handed down."""
+    return {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}

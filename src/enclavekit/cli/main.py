@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``enclave``: the commands, the options that all share, and the one place that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from enclavekit import __version__
+from enclavekit.cli.output import Exit, Output, exit_code
+from enclavekit.errors import Error, FileError, UsageError
+
+COMMANDS = {
+    # name: module that defines the click command, imported only when it is used
+    "build": "enclavekit.cli.build:build",
+    "describe": "enclavekit.cli.describe:describe",
+    "pcr": "enclavekit.cli.describe:pcr",
+    "run": "enclavekit.cli.run:run",
+    "runtime": "enclavekit.cli.runtime:runtime",
+}
+
+
+class LateGroup(click.Group):
+    """A group whose commands are imported when they are needed: ``enclave`` starts fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(__import__(module, fromlist=[name]), name)
+        return command
+
+
+@click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="enclave", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Build, run, inspect and trust enclave images (EIF), on any Linux machine."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The program: never a traceback for bad input, a lacking machine or Ctrl-C."""
+    words = sys.argv[1:] if arguments is None else arguments
+    sys.exit(run_command(words))
+
+
+def run_command(words: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    own = words[: words.index("--")] if "--" in words else words
+    output = Output(json="--json" in own)
+    foreground_run = bool(own) and own[0] == "run"
+    try:
+        code: Any = cli.main(args=words, prog_name="enclave", standalone_mode=False)
+        return int(code or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = Exit.USAGE
+    except click.ClickException as error:
+        hint = None
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            hint = f"{error.ctx.command_path} --help"
+        output.error(UsageError(_one_line(error.format_message()), hint=hint))
+        code = Exit.USAGE
+    except Error as error:
+        output.error(error)
+        code = exit_code(error)
+    except BrokenPipeError:
+        # Whoever read our stdout has gone: say nothing, and keep the interpreter from trying again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.FAILED
+    except OSError as error:
+        output.error(FileError(f"{error.filename or 'system'}: {(error.strerror or str(error)).lower()}"))
+        code = Exit.FAILED
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("enclave: interrupted", err=True)
+        return 130
+    return int(Exit.RUN_FAILED) if foreground_run else int(code)
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split()).rstrip(".")
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from enclavekit.cli.output import Output
+
+Command = Callable[..., Any]
+
+MIB = 1 << 20
+SIZE = re.compile(r"([0-9]{1,12})\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
+UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30}
+
+
+def output_options(command: Command) -> Command:
+    """``--json``, ``-q``, ``-v``; the command gets an ``Output``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print results and errors as JSON.")
+    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+    @click.option("-v", "--verbose", count=True, help="Say more.")
+    @wraps(command)
+    def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> Any:
+        return command(*args, output=Output(as_json, quiet, verbose), **kwargs)
+
+    return wrapped
+
+
+def kernel_options(command: Command) -> Command:
+    """Which kernel goes into the image."""
+    command = click.option(
+        "--modules",
+        envvar="ENCLAVEKIT_MODULES",
+        metavar="DIR",
+        help="That kernel's modules (lib/modules/VERSION). Without it, a --kernel has all built in.",
+    )(command)
+    return click.option(
+        "--kernel", envvar="ENCLAVEKIT_KERNEL", metavar="PATH", help="bzImage to boot, instead of the runtime's."
+    )(command)
+
+
+def image_options(command: Command) -> Command:
+    """What the application in the image runs with; the measured configuration."""
+    for option in reversed(
+        [
+            click.option("--env", "-e", "env", multiple=True, metavar="NAME=VALUE", help="Environment; repeatable."),
+            click.option("--workdir", metavar="DIR", help="Working directory; / by default."),
+            click.option("--user", metavar="USER[:GROUP]", help="Name or number; root by default."),
+            click.option("--logs", is_flag=True, help="The image gives the application's output to the host."),
+            click.option("--cmdline", metavar="TEXT", help="Kernel command line, instead of the default."),
+            click.option("--keep-owners", is_flag=True, help="dir: keep owners instead of 0:0."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def parse_size(text: str) -> int:
+    """``512M``, ``2G``, ``300`` (MiB) as bytes."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        raise click.BadParameter(f"got {text!r}, expected a size like 512M or 2G")
+    return int(match[1]) * UNITS[match[2].upper()]

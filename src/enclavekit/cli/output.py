@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every command prints, and how: results on stdout, words on stderr, errors in one shape, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import click
+from rich.console import Console
+
+from enclavekit.errors import Error, MissingError, UsageError
+
+
+class Exit(IntEnum):
+    """Exit codes of every command but foreground ``run``, which gives the application's."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    DIFFERS = 3
+    MISSING = 4
+    TIMED_OUT = 124
+    RUN_FAILED = 125
+
+
+@dataclass(slots=True)
+class Output:
+    """How this invocation was asked to speak."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: int = 0
+
+    @property
+    def stderr(self) -> Console:
+        """For progress and words; colours and bars only on a terminal, and never with NO_COLOR."""
+        return Console(stderr=True, highlight=False, soft_wrap=True, quiet=self.quiet)
+
+    def result(self, value: Any) -> None:
+        """Print the result as JSON."""
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def say(self, text: str) -> None:
+        """A line on stderr, unless quiet."""
+        if not self.quiet:
+            click.echo(f"enclave: {text}", err=True)
+
+    def detail(self, text: str) -> None:
+        """A line on stderr with -v."""
+        if self.verbose:
+            self.say(text)
+
+    def error(self, error: Error) -> None:
+        """An error: two lines for people, one object for machines."""
+        if self.json:
+            body = {"code": error.code, "message": error.message, "hint": error.hint}
+            click.echo(json.dumps({"error": body}, ensure_ascii=False), err=True)
+            return
+        click.echo(f"enclave: {printable(error.message)}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+
+
+def printable(text: str) -> str:
+    """Hostile text without control characters, so that it cannot play with a terminal."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def exit_code(error: Error) -> Exit:
+    """The exit code that belongs to an error."""
+    if isinstance(error, UsageError):
+        return Exit.USAGE
+    return Exit.MISSING if isinstance(error, MissingError) else Exit.FAILED
+
+
+def leave(code: int) -> None:
+    """Exit, whatever happens to a stdout that nobody reads any more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

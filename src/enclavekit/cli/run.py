@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``enclave run``: in the foreground, with the application's output and exit status as its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+import click
+
+from enclavekit.build.image import build_into
+from enclavekit.cli.build import build_options
+from enclavekit.cli.describe import reading
+from enclavekit.cli.environment import runtime_directory, search_path
+from enclavekit.cli.options import image_options, kernel_options, output_options, parse_size
+from enclavekit.cli.output import Exit, Output
+from enclavekit.cli.runtime import installed_runtime
+from enclavekit.enclave.run import Running, RunOptions
+from enclavekit.enclave.run import run as run_image
+from enclavekit.enclave.supervisor import Outcome, Streams
+from enclavekit.errors import UsageError
+from enclavekit.hypervisor.accel import Accel, choose
+from enclavekit.hypervisor.contract import Mode
+from enclavekit.hypervisor.qemu import QemuCarrier
+from enclavekit.image.sources import Source
+from enclavekit.runtime import find_qemu
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command()
+@click.argument("target", metavar="F.eif|SOURCE")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+@click.option("--memory", "-m", default="auto", metavar="SIZE|auto", help="For instance 512M; auto fits the image.")
+@click.option("--cpus", default=1, show_default=True, type=int, help="Number of vCPUs.")
+@click.option("--cid", type=click.IntRange(4, 0xFFFFFFFE), help="vsock CID; the lowest free one from 16 on.")
+@click.option("--debug", is_flag=True, help="Debug mode: shows the console.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Stop it then; exit 124.")
+@click.option("--accel", type=click.Choice(["auto", *Accel]), default="auto", help="KVM, or emulation by TCG.")
+@click.option("--qemu", envvar="ENCLAVEKIT_QEMU", metavar="PROGRAM", help="Instead of the runtime's.")
+@kernel_options
+@image_options
+@output_options
+def run(
+    target: str,
+    command: tuple[str, ...],
+    memory: str,
+    cpus: int,
+    cid: int | None,
+    debug: bool,
+    timeout: float | None,
+    accel: str,
+    qemu: str | None,
+    output: Output,
+    **words: Any,
+) -> int:
+    """Run an image, or a SOURCE (dir:DIR, tar:FILE) that is built first, and exit with its application's status.
+
+    128+n when signal n ended the application, 124 after --timeout, 125 for every failure that is not its own.
+    """
+    found = find_qemu(installed_runtime(), qemu, search_path())
+    chosen = choose(None if accel == "auto" else Accel(accel))
+    output.detail(f"QEMU {'.'.join(map(str, found.version))} with {chosen.accel}: {chosen.reason}")
+    carrier = QemuCarrier(found.command, found.environment, found.version, chosen.accel)
+    options = RunOptions(
+        runtime_directory=runtime_directory(),
+        memory=None if memory == "auto" else parse_size(memory),
+        cpus=cpus,
+        cid=cid,
+        mode=Mode.DEBUG if debug else Mode.PRODUCTION,
+        timeout_s=timeout,
+    )
+    started: list[Running] = []
+    with _stop_signals() as signals, _image(target, command, words) as file:
+
+        def on_started(running: Running) -> None:
+            started.append(running)
+            signals.request_stop = running.request_stop
+            output.detail(f"enclave {running.enclave_id}, CID {running.cid}, {running.memory >> 20} MiB")
+
+        def on_running(logs: bool) -> None:
+            if not logs and not debug:
+                output.say("the image keeps its output to itself: build it with --logs, or run it with --debug")
+
+        # With --json, stdout is for the result.
+        write = _writer(sys.stderr.fileno() if output.json else sys.stdout.fileno())
+        streams = Streams(output=write, console=write if debug else None, on_running=on_running)
+        outcome = run_image(file, carrier, options, streams, on_started)
+    code = _exit_code(outcome, signals.number)
+    if outcome.timed_out:
+        output.say(f"stopped after {timeout:g} s")
+    if output.json:
+        output.result(
+            {
+                "schema": 1,
+                "id": started[0].enclave_id,
+                "cid": started[0].cid,
+                "reason": outcome.reason,
+                "exit_code": outcome.exit_code,
+                "signal": outcome.signal,
+            }
+        )
+    return code
+
+
+def _exit_code(outcome: Outcome, signal_number: int | None) -> int:
+    if outcome.timed_out:
+        return Exit.TIMED_OUT
+    if outcome.exit_code is not None:
+        return outcome.exit_code
+    if outcome.signal is not None:
+        return 128 + outcome.signal
+    return 128 + signal_number if signal_number else Exit.RUN_FAILED
+
+
+@contextmanager
+def _image(target: str, command: tuple[str, ...], words: dict[str, Any]) -> Iterator[BinaryIO]:
+    """The image's file: what ``target`` names, or what is built of it, which is gone afterwards."""
+    if target.startswith(("dir:", "tar:")):
+        with tempfile.TemporaryFile(prefix="enclavekit-") as file:
+            build_into(build_options(target, command, arch=None, **words), file, Path(target))
+            file.flush()
+            yield file
+        return
+    given = [name for name in ("env", "workdir", "user", "logs", "cmdline", "keep_owners", "kernel", "modules")
+             if words[name] and click.get_current_context().get_parameter_source(name)
+             is click.core.ParameterSource.COMMANDLINE]  # fmt: skip
+    if command or given:
+        raise UsageError(
+            f"{target}: an image's {'command' if command else given[0]} is fixed when it is built",
+            hint="run a SOURCE, dir:DIR or tar:FILE, or build the image anew",
+        )
+    if ":" in target and not Path(target).exists():
+        Source.parse(target)
+    with reading(target) as file:
+        yield file
+
+
+class _Signals:
+    """What a signal does: until the enclave is started it interrupts us, then it asks the enclave to stop."""
+
+    def __init__(self) -> None:
+        self.request_stop: Callable[[], None] | None = None
+        self.number: int | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.number = number
+        if self.request_stop is None:
+            raise KeyboardInterrupt
+        self.request_stop()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    before = {number: signal.signal(number, signals.handle) for number in STOP_SIGNALS}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _writer(fd: int) -> Callable[[bytes], None]:
+    """All of it, at once: what the application prints is seen when it prints it."""
+
+    def write(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    return write

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job of running an image: read it, see that it fits, claim a place, launch it, supervise it, clean up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from enclavekit import eif
+from enclavekit.codec.bzimage import Arch, Kernel
+from enclavekit.eif import SectionType
+from enclavekit.eif.metadata import discovery
+from enclavekit.eif.metadata import parse as parse_metadata
+from enclavekit.eif.reader import MAX_METADATA_SIZE
+from enclavekit.enclave.directory import claim
+from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
+from enclavekit.errors import EifError, LaunchError
+from enclavekit.hypervisor.contract import LaunchSpec, Mode
+from enclavekit.hypervisor.launch import launch
+from enclavekit.hypervisor.qemu import QemuCarrier
+from enclavekit.platform.machine import MAX_CPUS
+from enclavekit.platform.placement import choose_memory, needed_memory
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run an image; ``memory`` in bytes, None for a size that suits it."""
+
+    runtime_directory: Path
+    memory: int | None = None
+    cpus: int = 1
+    cid: int | None = None
+    mode: Mode = Mode.PRODUCTION
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What is known once an enclave has been started."""
+
+    enclave_id: str
+    cid: int
+    memory: int
+    request_stop: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an image says of how it must be run."""
+
+    image: eif.Image
+    memory: int
+    discovery: eif.Discovery
+
+
+def plan(file: BinaryIO, memory: int | None) -> Plan:
+    """Read an image and choose its memory. Errors: ``EifError``, ``KernelError``, ``LaunchError``."""
+    image = eif.read(file)
+    if image.arch is not Arch.X86_64:
+        raise LaunchError(f"image for {image.arch.value}, expected {Arch.X86_64.value}, as this machine is")
+    kernel = eif.read_kernel(file, image)
+    if kernel.arch is not image.arch:
+        raise LaunchError(f"image for {image.arch.value} with a kernel for {kernel.arch.value}")
+    ramdisks = sum(section.size for section in image.ramdisks)
+    return Plan(
+        image, choose_memory(needed_memory(kernel, image.size, ramdisks), memory), _discovery(file, image, kernel)
+    )
+
+
+def _discovery(file: BinaryIO, image: eif.Image, kernel: Kernel) -> eif.Discovery:
+    metadata = {}
+    for section in image.of_type(SectionType.METADATA):
+        try:
+            metadata = parse_metadata(eif.read_section(file, section, MAX_METADATA_SIZE))
+        except EifError:
+            continue  # not measured, and of no use to the enclave: broken metadata does not keep it from booting
+    return discovery(metadata, kernel)
+
+
+def run(
+    file: BinaryIO,
+    carrier: QemuCarrier,
+    options: RunOptions,
+    streams: Streams,
+    on_started: Callable[[Running], None],
+) -> Outcome:
+    """Run the image in ``file`` to its end. Errors: those of ``plan``, ``launch`` and ``Supervisor.wait``.
+
+    Nothing is left behind, whatever happens: no process, no directory, no socket.
+    """
+    if not 1 <= options.cpus <= MAX_CPUS:
+        raise LaunchError(f"CPUs: got {options.cpus}, expected 1 to {MAX_CPUS}")
+    planned = plan(file, options.memory)
+    directory = claim(options.runtime_directory, options.cid)
+    try:
+        spec = LaunchSpec(
+            enclave_id=directory.enclave_id,
+            memory=planned.memory,
+            cpus=options.cpus,
+            image_size=planned.image.size,
+            discovery=planned.discovery,
+            directory=directory.path,
+            parent_directory=options.runtime_directory / "parent",
+        )
+        file.seek(0)
+        enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid)
+        try:
+            directory.write_state(state="running", memory=planned.memory, cpus=options.cpus)
+            supervisor = Supervisor(enclave, streams, timeout_s=options.timeout_s)
+            on_started(Running(directory.enclave_id, directory.cid, planned.memory, supervisor.request_stop))
+            return supervisor.wait()
+        finally:
+            enclave.close()
+    finally:
+        directory.remove()

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One enclave in the foreground: launch it, carry its output, know why it ended.
+
+Stages: booting (until the heartbeat), running (the control connection to init is up), ended. Everything that happens
+arrives at one selector: serial output, the heartbeat, init's frames, the carrier's end, signals, the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from enclavekit.codec import init_frames
+from enclavekit.errors import BootError, CarrierError, EnclaveConnectionError, GuestError, ProtocolError
+from enclavekit.hypervisor.contract import Enclave
+
+CONTROL_PORT = 9001
+"""Init listens here."""
+
+HEARTBEAT_TIMEOUT_S = 180.0
+"""As nitro-cli has it for images below 6 GiB."""
+
+END_TIMEOUT_S = 5.0
+"""From init's last word, or the closing of its connection, to the end of the machine."""
+
+STOP_GRACE_S = 5.0
+"""Between the polite signal and the end by force."""
+
+CONSOLE_TAIL = 64 * 1024
+READ_SIZE = 1 << 16
+
+# What can be told from the serial port when a guest ends without a word over vsock.
+CONSOLE_CLUES = re.compile(
+    rb"(?:^|\n)(?:\[[^\]\n]*\] )?((?:loader|init): [^\r\n]+|Kernel panic - not syncing: [^\r\n]+)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an enclave ended: the application's exit code, or the signal that ended it."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
+    stopped: bool = False
+    """By force, on request, before the application said its status."""
+
+    @property
+    def reason(self) -> str:
+        """In a word."""
+        if self.timed_out:
+            return "timeout"
+        if self.exit_code is not None:
+            return "exited"
+        return "signalled" if self.signal is not None else "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Where output goes: bytes of the application's stdout and stderr, and of the console (None: not shown)."""
+
+    output: Callable[[bytes], None]
+    console: Callable[[bytes], None] | None = None
+    on_running: Callable[[bool], None] | None = None
+    """Called once init is connected, with whether the image gives its output to the host."""
+
+
+class Supervisor:
+    """Watches one launched enclave to its end. Not thread-safe, but for ``request_stop``."""
+
+    def __init__(self, enclave: Enclave, streams: Streams, *, timeout_s: float | None = None) -> None:
+        self._enclave = enclave
+        self._streams = streams
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._boot_deadline: float | None = time.monotonic() + HEARTBEAT_TIMEOUT_S
+        self._end_deadline: float | None = None
+        self._selector = selectors.DefaultSelector()
+        self._control: socket.socket | None = None
+        self._decoder = init_frames.Decoder()
+        self._tail = bytearray()
+        self._status: init_frames.Status | None = None
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stop_requests = 0
+        self._stop_requests_seen = 0
+        self._forced = False
+
+    def request_stop(self) -> None:
+        """Safe in a signal handler: once asks the application to end, twice ends the machine."""
+        self._stop_requests += 1
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"s")
+
+    def wait(self) -> Outcome:
+        """Until the end. Errors: ``BootError``, ``GuestError``, ``CarrierError``, ``ProtocolError``."""
+        register = self._selector.register
+        register(self._enclave.fileno(), selectors.EVENT_READ, None)
+        register(self._enclave.heartbeat_fd(), selectors.EVENT_READ, self._heartbeat)
+        register(self._wake_read, selectors.EVENT_READ, self._woken)
+        console = self._enclave.console()
+        if console is not None:
+            register(console, selectors.EVENT_READ, self._read_console)
+        try:
+            while True:
+                events = self._selector.select(self._patience())
+                ended = False
+                for key, _ in events:
+                    if key.data is None:
+                        ended = True
+                    else:
+                        key.data()
+                if ended:
+                    return self._ended()
+                outcome = self._late()
+                if outcome is not None:
+                    return outcome
+        finally:
+            self._selector.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            if self._control is not None:
+                self._control.close()
+
+    def _patience(self) -> float | None:
+        deadlines = [at for at in (self._deadline, self._boot_deadline, self._end_deadline) if at is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _late(self) -> Outcome | None:
+        """What to do about a deadline that has passed, or a stop by force."""
+        now = time.monotonic()
+        if self._forced or (self._end_deadline is not None and now >= self._end_deadline):
+            return self._outcome() or Outcome(stopped=True)
+        if self._deadline is not None and now >= self._deadline:
+            return Outcome(timed_out=True)
+        if self._boot_deadline is not None and now >= self._boot_deadline:
+            raise BootError(
+                f"no heartbeat from the enclave's init within {HEARTBEAT_TIMEOUT_S:.0f} s",
+                hint=self._clue() or "run it with --debug to see its console",
+            )
+        return None
+
+    def _woken(self) -> None:
+        os.read(self._wake_read, 64)
+        if self._stop_requests >= 2 or self._control is None:
+            self._forced = True
+        elif self._stop_requests_seen == 0:
+            self._send(init_frames.Stop(signal=0, grace_ms=int(STOP_GRACE_S * 1000)))
+            self._end_deadline = time.monotonic() + STOP_GRACE_S + END_TIMEOUT_S
+        self._stop_requests_seen = self._stop_requests
+
+    def _read_console(self) -> None:
+        console = self._enclave.console()
+        if console is None:
+            return
+        try:
+            data = os.read(console, READ_SIZE)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._selector.unregister(console)
+            return
+        self._tail += data
+        del self._tail[:-CONSOLE_TAIL]
+        if self._streams.console is not None:
+            self._streams.console(data)
+
+    def _heartbeat(self) -> None:
+        self._selector.unregister(self._enclave.heartbeat_fd())
+        self._boot_deadline = None
+        try:
+            self._control = self._enclave.connect(CONTROL_PORT)
+        except EnclaveConnectionError:
+            # Another init than ours (AWS's has no such port): the enclave runs, its end is all that we shall know.
+            self._running(logs=False)
+            return
+        self._control.setblocking(False)
+        self._selector.register(self._control, selectors.EVENT_READ, self._read_control)
+
+    def _running(self, *, logs: bool) -> None:
+        if self._streams.on_running is not None:
+            self._streams.on_running(logs)
+
+    def _read_control(self) -> None:
+        if self._control is None:
+            return
+        try:
+            data = self._control.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._selector.unregister(self._control)
+            self._end_deadline = self._end_deadline or time.monotonic() + END_TIMEOUT_S
+            return
+        for frame in self._decoder.feed(data):
+            self._take(frame)
+
+    def _take(self, frame: init_frames.Frame) -> None:
+        match frame:
+            case init_frames.Hello(logs=logs):
+                self._running(logs=logs)
+            case init_frames.Stdout(data=data) | init_frames.Stderr(data=data):
+                self._streams.output(data)
+            case init_frames.Status():
+                if self._status is None:
+                    self._status = frame
+                    self._send(init_frames.Ack())
+                    self._end_deadline = time.monotonic() + END_TIMEOUT_S
+            case _:
+                pass
+
+    def _send(self, frame: init_frames.Frame) -> None:
+        if self._control is not None:
+            with contextlib.suppress(OSError):  # init is gone: the carrier's end tells the rest
+                self._control.send(init_frames.encode(frame))
+
+    def _ended(self) -> Outcome:
+        """The machine is off: take what is still in the pipes, then say why."""
+        console = self._enclave.console()
+        while console is not None and console in self._selector.get_map():
+            before = len(self._tail), bytes(self._tail[-64:])
+            self._read_console()
+            if (len(self._tail), bytes(self._tail[-64:])) == before:
+                break
+        if self._control is not None:
+            with contextlib.suppress(OSError, ProtocolError, KeyError):
+                while self._control in self._selector.get_map():
+                    self._read_control()
+        outcome = self._outcome()
+        if outcome is not None:
+            return outcome
+        failure = self._enclave.failure()
+        if failure is not None:
+            raise CarrierError(failure)
+        clue = self._clue()
+        if self._boot_deadline is not None:
+            raise BootError(
+                "the enclave ended before its init gave a heartbeat" + (f": {clue}" if clue else ""),
+                hint="run it with --debug to see its console",
+            )
+        if self._stop_requests:
+            return Outcome(stopped=True)
+        raise GuestError(
+            "the enclave ended without the application's status" + (f": {clue}" if clue else ""),
+            hint="run it with --debug to see its console",
+        )
+
+    def _outcome(self) -> Outcome | None:
+        if self._status is None:
+            return None
+        match self._status.kind:
+            case init_frames.StatusKind.EXITED:
+                return Outcome(exit_code=self._status.value)
+            case init_frames.StatusKind.SIGNALLED:
+                return Outcome(signal=self._status.value)
+            case init_frames.StatusKind.FAILED:
+                raise GuestError(f"init: {self._status.message}")
+
+    def _clue(self) -> str | None:
+        """The last telling line of the console."""
+        found = CONSOLE_CLUES.findall(bytes(self._tail))
+        return found[-1].decode(errors="replace") if found else None

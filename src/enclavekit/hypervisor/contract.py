@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one contract that every carrier keeps: it mirrors the enclave fd of /dev/nitro_enclaves.
+
+create → ask load offset → write image → donate memory → add vCPUs → start → heartbeat → (running) → ended → close
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, IntEnum, StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from enclavekit.eif import Discovery
+
+
+class ImageKind(IntEnum):
+    """What is to be loaded (linux: NE_EIF_IMAGE in include/uapi/linux/nitro_enclaves.h)."""
+
+    EIF = 1
+
+
+class Mode(Enum):
+    """Production shows nothing; debug gives a console, and on EC2 zeroes PCR0-2 and PCR8."""
+
+    PRODUCTION = 0
+    DEBUG = 1
+
+
+class BootProtocol(StrEnum):
+    """How the kernel is found and entered."""
+
+    EIF = "eif"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRegion:
+    """Enclave memory that a carrier hands out to be written before the start.
+
+    ``offset`` is where it begins in the enclave's memory as donated, in bytes; regions are in order, without gaps.
+    """
+
+    offset: int
+    buffer: memoryview
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        return len(self.buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """All that a carrier must know beforehand. Sizes in bytes."""
+
+    enclave_id: str
+    memory: int
+    cpus: int
+    image_size: int
+    discovery: Discovery
+    """How this image's kernel finds its devices."""
+    directory: Path
+    """The enclave's own directory, for its vsock sockets."""
+    parent_directory: Path | None = None
+    """Sockets of host programs that serve every enclave."""
+    boot: BootProtocol = BootProtocol.EIF
+
+
+class Enclave(Protocol):
+    """One enclave from creation to close."""
+
+    def allocate(self, size: int) -> Sequence[MemoryRegion]:
+        """Writable buffers that the carrier owns."""
+
+    def image_load_offset(self, kind: ImageKind) -> int:
+        """Where the image must start in enclave memory."""
+
+    def set_user_memory_region(self, region: MemoryRegion) -> None:
+        """Donate a region; it is not to be written any more."""
+
+    def add_vcpu(self, cpu: int | None = None) -> int:
+        """Add a CPU, any or a given one; returns its number."""
+
+    def start(self, *, mode: Mode, cid: int | None = None) -> int:
+        """Boot; returns the CID."""
+
+    def fileno(self) -> int:
+        """Polls POLLHUP once the enclave has ended."""
+
+    def heartbeat_fd(self) -> int:
+        """Polls readable once init has sent its heartbeat and was answered."""
+
+    def console(self) -> int | None:
+        """Non-blocking fd of serial output, where the carrier gives one; it must be read on."""
+
+    def connect(self, port: int) -> socket.socket:
+        """Connect to a vsock port of the enclave."""
+
+    def failure(self) -> str | None:
+        """What the carrier itself has to say against an end: None when the guest ended by its own doing."""
+
+    def close(self) -> None:
+        """Stop it, give memory and CPUs back. Twice does no harm."""

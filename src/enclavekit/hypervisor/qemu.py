@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carrier ``qemu``: enclave memory is a memfd of ours that QEMU's microvm maps; the firmware is our ROM.
+
+No root, no files, no ports: memory, ROM, serial line, vhost-user and QMP reach QEMU as inherited descriptors. QEMU is
+sandboxed and dies with us. Sources: QEMU docs/system/i386/microvm.rst, qemu-options.hx.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from enclavekit.errors import CarrierError, LaunchError
+from enclavekit.hypervisor.accel import Accel
+from enclavekit.hypervisor.contract import ImageKind, LaunchSpec, MemoryRegion, Mode
+from enclavekit.hypervisor.qmp import Qmp
+from enclavekit.linux.tsc import TscClock
+from enclavekit.platform import rom
+from enclavekit.platform.machine import IMAGE_LOAD_OFFSET, MAX_CPUS, MIB, microvm_windows
+from enclavekit.virtio.backend import VsockBackend
+
+FIRST_CID = 16
+"""An enclave's own CID starts here, as on EC2."""
+
+EXIT_WITH_PARENT = (10, 2, 0)
+"""The QEMU that brought it; older ones are only used when named."""
+
+QUIT_TIMEOUT_S = 2.0
+STDERR_LIMIT = 4096
+
+MACHINE = "microvm,acpi=off,rtc=off,x-option-roms=off,auto-kernel-cmdline=off,isa-serial=on,memory-backend=mem"
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True, slots=True)
+class QemuCarrier:
+    """Makes enclaves: ``command`` runs QEMU, with whatever must stand before its options."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    version: tuple[int, int, int]
+    accel: Accel
+
+    def create(self, spec: LaunchSpec) -> QemuEnclave:
+        """A new enclave without memory or CPUs."""
+        return QemuEnclave(self, spec)
+
+
+class QemuEnclave:
+    """One enclave in one QEMU process (see ``contract.Enclave``)."""
+
+    def __init__(self, carrier: QemuCarrier, spec: LaunchSpec) -> None:
+        self._carrier = carrier
+        self._spec = spec
+        self._tsc = TscClock() if carrier.accel is Accel.TCG else None
+        self._cleanup = ExitStack()
+        self._memory_fd: int | None = None
+        self._donated = 0
+        self._cpus = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closing = False
+
+    def allocate(self, size: int) -> Sequence[MemoryRegion]:
+        """One region: all of the enclave's memory. Pages are given by the kernel as they are touched."""
+        self._memory_fd = self._own(os.memfd_create("enclave-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        os.ftruncate(self._memory_fd, size)
+        # Should QEMU be taken over, it must not pull the memory away under our devices.
+        fcntl.fcntl(self._memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        mapped = mmap.mmap(self._memory_fd, size)
+        return [MemoryRegion(0, memoryview(mapped))]
+
+    def image_load_offset(self, kind: ImageKind) -> int:
+        """8 MiB, as the driver answers for an EIF."""
+        del kind  # there is one
+        return IMAGE_LOAD_OFFSET
+
+    def set_user_memory_region(self, region: MemoryRegion) -> None:
+        """Give up our own mapping; from now on QEMU, and the devices, map the memfd."""
+        self._donated += region.size
+        mapped = region.buffer.obj
+        region.buffer.release()
+        if isinstance(mapped, mmap.mmap):
+            mapped.close()
+
+    def add_vcpu(self, cpu: int | None = None) -> int:
+        """CPUs are threads of QEMU; they have no number on the host."""
+        if self._cpus >= MAX_CPUS:
+            raise LaunchError(f"vCPUs: a local enclave can have {MAX_CPUS}")
+        self._cpus += 1
+        return self._cpus - 1 if cpu is None else cpu
+
+    def start(self, *, mode: Mode, cid: int | None = None) -> int:
+        """Compose the ROM, start the devices, then QEMU."""
+        del mode  # the serial line is read in either; who may see it is the supervisor's business
+        if self._memory_fd is None or not self._donated or not self._cpus:
+            raise LaunchError("start: the enclave has no memory or no CPU")
+        cid = FIRST_CID if cid is None else cid
+        console, console_qemu = self._socketpair()
+        transport, transport_qemu = self._socketpair()
+        control, control_qemu = self._socketpair()
+        alive, alive_qemu = os.pipe2(os.O_CLOEXEC)
+        self._own(alive)
+        heartbeat = self._own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self._stderr = self._own(os.memfd_create("qemu-stderr", os.MFD_CLOEXEC))
+        self._backend = VsockBackend(
+            transport=transport,
+            guest_cid=cid,
+            enclave_id=self._spec.enclave_id,
+            directory=self._spec.directory,
+            parent_directory=self._spec.parent_directory,
+            on_heartbeat=lambda: os.eventfd_write(heartbeat, 1),
+        )
+        self._cleanup.callback(self._backend.close)
+        self._backend.start()
+        rom_fd = self._compose_rom()
+        inherited = [self._memory_fd, rom_fd, console_qemu.fileno(), transport_qemu.fileno(), control_qemu.fileno()]
+        try:
+            self._process = subprocess.Popen(
+                [*self._carrier.command, *self._arguments(*inherited)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=[*inherited, alive_qemu],
+                env=dict(self._carrier.environment),
+                start_new_session=True,  # Ctrl-C is for us
+            )
+        except OSError as error:
+            raise CarrierError(f"cannot run QEMU: {self._carrier.command[0]}: {error.strerror}") from error
+        finally:
+            os.close(alive_qemu)
+            for end in (console_qemu, transport_qemu, control_qemu):
+                end.close()
+        console.setblocking(False)
+        self._console, self._alive, self._heartbeat = console, alive, heartbeat
+        self._qmp = Qmp(control)
+        return cid
+
+    def _compose_rom(self) -> int:
+        parameters = []
+        # Hardware-reduced ACPI leaves nothing to calibrate the TSC by, and on a busy machine kernels then hang.
+        if self._tsc and (khz := self._tsc.khz()):
+            parameters = [f"tsc_early_khz={khz}", "tsc=reliable"]
+        boot = rom.Boot(
+            memory=self._donated,
+            cpus=self._cpus,
+            image_base=IMAGE_LOAD_OFFSET,
+            image_size=self._spec.image_size,
+            windows=microvm_windows(1),
+            discovery=self._spec.discovery,
+            parameters=parameters,
+        )
+        fd = self._own(os.memfd_create("enclave-rom", os.MFD_CLOEXEC))
+        os.write(fd, rom.compose(boot, rom.loader()))
+        return fd
+
+    def _arguments(self, memory: int, rom_fd: int, console: int, transport: int, control: int) -> list[str]:
+        size = self._donated
+        return [
+            *("-machine", MACHINE, "-accel", self._carrier.accel, "-smp", str(self._cpus), "-m", f"{size // MIB}M"),
+            *("-cpu", "host" if self._carrier.accel is Accel.KVM else "max"),
+            *("-object", f"memory-backend-file,id=mem,size={size},mem-path=/proc/self/fd/{memory},share=on"),
+            *("-bios", f"/proc/self/fd/{rom_fd}"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console"),
+            *("-chardev", f"socket,id=control,fd={control}", "-mon", "chardev=control,mode=control"),
+            *("-global", "virtio-mmio.force-legacy=false"),
+            *("-chardev", f"socket,id=vsock,fd={transport}", "-device", "vhost-user-vsock-device,chardev=vsock"),
+            # The kernel's reboot=k writes to it, and that ends the machine.
+            *("-device", "i8042"),
+            *("-sandbox", SANDBOX),
+            *(("-run-with", "exit-with-parent=on") if self._carrier.version >= EXIT_WITH_PARENT else ()),
+        ]
+
+    def fileno(self) -> int:
+        """The read end of a pipe whose other end only QEMU holds."""
+        return self._alive
+
+    def heartbeat_fd(self) -> int:
+        """An eventfd."""
+        return self._heartbeat
+
+    def console(self) -> int | None:
+        """Our end of the serial line."""
+        return self._console.fileno()
+
+    def connect(self, port: int) -> socket.socket:
+        """Through our own vsock device."""
+        return self._backend.connect(port)
+
+    def failure(self) -> str | None:
+        """QEMU's own words when it failed, or our device's."""
+        if self._backend.error is not None:
+            return f"vsock device: {self._backend.error}"
+        if self._process is None:
+            return None
+        try:
+            status = self._process.wait(QUIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return None
+        self._qmp.read()
+        if status == 0 or self._closing:
+            return None
+        said = os.pread(self._stderr, STDERR_LIMIT, 0).decode(errors="replace").strip().splitlines()
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return f"QEMU ended with {how}" + (f": {said[-1]}" if said else "")
+
+    @property
+    def shutdown_reason(self) -> str | None:
+        """Why QEMU says that the machine stopped, for instance ``guest-reset``."""
+        self._qmp.read()
+        return self._qmp.shutdown_reason
+
+    def close(self) -> None:
+        """End QEMU: by asking, then by force."""
+        self._closing = True
+        if self._process is not None and self._process.poll() is None:
+            self._qmp.quit()
+            try:
+                self._process.wait(QUIT_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._cleanup.close()
+
+    def _own(self, fd: int) -> int:
+        self._cleanup.callback(os.close, fd)
+        return fd
+
+    def _socketpair(self) -> tuple[socket.socket, socket.socket]:
+        ours, theirs = socket.socketpair()
+        self._cleanup.callback(ours.close)
+        self._cleanup.callback(theirs.close)
+        return ours, theirs

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory an image needs, known before anything is started.
+
+The loader puts the kernel past the image and leaves it room to unpack itself; then the kernel unpacks the ramdisks into
+its root file system, which Linux limits to half of the RAM (linux: mm/shmem.c), while they still lie where they were.
+"""
+
+from __future__ import annotations
+
+from enclavekit.codec.bzimage import Kernel
+from enclavekit.errors import ImageTooLargeError, LaunchError, NotEnoughMemoryError
+from enclavekit.platform.machine import GIB, IMAGE_LOAD_OFFSET, LOW_MEMORY_LIMIT, MIB
+
+WORKING_MEMORY = 48 * MIB
+"""What a distribution's kernel takes for itself beside its image, and a little for the application."""
+
+COMFORT = 1.5
+"""``auto`` gives this much more than what is needed, and no less than the smallest."""
+SMALLEST_AUTO = 256 * MIB
+LARGEST = 64 * GIB
+
+
+def needed_memory(kernel: Kernel, image_size: int, ramdisks_size: int) -> int:
+    """Bytes of RAM, in whole MiB, below which the image cannot boot. Errors: ``ImageTooLargeError``."""
+    kernel_end = kernel.load_address(IMAGE_LOAD_OFFSET + image_size) + kernel.init_size
+    if kernel_end > LOW_MEMORY_LIMIT:
+        raise ImageTooLargeError(
+            f"image of {image_size} bytes: with its kernel it ends at 0x{kernel_end:x}, expected at most "
+            f"0x{LOW_MEMORY_LIMIT:x}: a local machine's memory has a hole there",
+            hint="local boot takes images of about 2.9 GiB; real enclaves take larger ones",
+        )
+    needed = max(kernel_end + ramdisks_size, 2 * ramdisks_size) + WORKING_MEMORY
+    return -(-needed // MIB) * MIB
+
+
+def choose_memory(needed: int, wanted: int | None) -> int:
+    """``wanted`` bytes if that is enough, or a comfortable size. Errors: ``NotEnoughMemoryError``, ``LaunchError``."""
+    if wanted is None:
+        return max(SMALLEST_AUTO, -(-int(needed * COMFORT) // MIB) * MIB)
+    if wanted < needed:
+        raise NotEnoughMemoryError(
+            f"memory: got {wanted / MIB:g} MiB, this image needs at least {needed // MIB} MiB",
+            hint=f"--memory {needed // MIB}M, or --memory auto",
+        )
+    if wanted > LARGEST or wanted % MIB:
+        raise LaunchError(f"memory: got {wanted} bytes, expected whole MiB up to {LARGEST // GIB} GiB")
+    return wanted
