@@ -153,3 +153,15 @@ class NoKernelError(MissingError):
     """No guest kernel, or not the modules that it needs."""
 
     code = "no-kernel"
+
+
+class UnsupportedHostError(MissingError):
+    """The runtime cannot be installed on a system like this one; the hint says what to install by hand."""
+
+    code = "unsupported-host"
+
+
+class OfflineError(RuntimeInstallError):
+    """The package mirror cannot be reached."""
+
+    code = "offline"

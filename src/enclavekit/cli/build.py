@@ -13,7 +13,7 @@ from enclavekit.build.image import build as build_image
 from enclavekit.cli.environment import source_date_epoch
 from enclavekit.cli.options import image_options, kernel_options, output_options
 from enclavekit.cli.output import Output
-from enclavekit.cli.runtime import installed_runtime
+from enclavekit.cli.runtime import runtime_root
 from enclavekit.codec.bzimage import Arch
 from enclavekit.image.sources import Source
 from enclavekit.runtime import find_kernel
@@ -23,7 +23,7 @@ def build_options(
     source: str, command: tuple[str, ...], *, kernel: str | None, modules: str | None, arch: str | None, **words: Any
 ) -> BuildOptions:
     """From the command line's words to what is built."""
-    found = find_kernel(installed_runtime(), kernel, modules)
+    found = find_kernel(runtime_root(), kernel, modules)
     return BuildOptions(
         source=Source.parse(source),
         kernel=KernelInput(found.path, found.modules, found.name),

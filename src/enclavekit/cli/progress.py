@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress bars of steps that come one after the other, on a terminal; elsewhere a line a step."""
+"""Progress of an installation: bars on a terminal, elsewhere a line a stage."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from enclavekit.runtime import Progress
 
 
 @contextmanager
-def steps(output: Output) -> Iterator[Callable[[Progress], None]]:
+def bars(output: Output) -> Iterator[Callable[[Progress], None]]:
     """A function to tell progress to."""
     console = output.stderr
-    tasks: dict[str, TaskID] = {}
-    said: set[str] = set()
     if not console.is_terminal or output.quiet:
+        said: set[str] = set()
 
         def tell(progress: Progress) -> None:
-            if progress.step not in said:
-                said.add(progress.step)
-                output.say(progress.step)
+            line = _line(progress)
+            if line not in said:
+                said.add(line)
+                output.say(line)
 
         yield tell
         return
@@ -34,15 +34,23 @@ def steps(output: Output) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=console) as bars:
+    with Bars(*columns, console=console) as shown:
+        tasks: dict[str, TaskID] = {}
+
+        def finish() -> None:
+            for task in tasks.values():
+                shown.update(task, total=1.0, completed=1.0)
 
         def show(progress: Progress) -> None:
-            if progress.step not in tasks:
-                for task in tasks.values():
-                    bars.update(task, completed=1.0)
-                tasks[progress.step] = bars.add_task(progress.step, total=1.0)
-            bars.update(tasks[progress.step], completed=progress.fraction or 0.0)
+            line = _line(progress)
+            if line not in tasks:
+                finish()
+                tasks[line] = shown.add_task(line, total=None if progress.fraction is None else 1.0)
+            shown.update(tasks[line], completed=progress.fraction or 0.0)
 
         yield show
-        for task in tasks.values():
-            bars.update(task, completed=1.0)
+        finish()
+
+
+def _line(progress: Progress) -> str:
+    return f"{progress.stage}: {progress.text}"

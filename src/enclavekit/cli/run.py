@@ -18,10 +18,10 @@ import click
 from enclavekit.build.image import build_into
 from enclavekit.cli.build import build_options
 from enclavekit.cli.describe import reading
-from enclavekit.cli.environment import runtime_directory, search_path
+from enclavekit.cli.environment import qemu_environment, runtime_directory, search_path
 from enclavekit.cli.options import image_options, kernel_options, output_options, parse_size
 from enclavekit.cli.output import Exit, Output
-from enclavekit.cli.runtime import installed_runtime
+from enclavekit.cli.runtime import runtime_root
 from enclavekit.enclave.run import Running, RunOptions
 from enclavekit.enclave.run import run as run_image
 from enclavekit.enclave.supervisor import Outcome, Streams
@@ -65,10 +65,10 @@ def run(
 
     128+n when signal n ended the application, 124 after --timeout, 125 for every failure that is not its own.
     """
-    found = find_qemu(installed_runtime(), qemu, search_path())
+    found = find_qemu(runtime_root(), qemu, search_path())
     chosen = choose(None if accel == "auto" else Accel(accel))
     output.detail(f"QEMU {'.'.join(map(str, found.version))} with {chosen.accel}: {chosen.reason}")
-    carrier = QemuCarrier(found.command, found.environment, found.version, chosen.accel)
+    carrier = QemuCarrier(found.command, {**qemu_environment(), **found.environment}, found.version, chosen.accel)
     options = RunOptions(
         runtime_directory=runtime_directory(),
         memory=None if memory == "auto" else parse_size(memory),

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
+from typing import Any
 
 import click
 
 from enclavekit.cli.environment import data_directory
 from enclavekit.cli.options import output_options
-from enclavekit.cli.output import Output
-from enclavekit.cli.progress import steps
-from enclavekit.runtime import Runtime
+from enclavekit.cli.output import Exit, Output
+from enclavekit.cli.progress import bars
+from enclavekit.runtime import Installed, Runtime
+
+NEEDED = ("qemu", "kernel")
 
 
-def installed_runtime() -> Runtime:
+def runtime_root() -> Path:
     """The user's."""
-    return Runtime(data_directory() / "runtime")
+    return data_directory() / "runtime"
 
 
 @click.group()
@@ -26,45 +29,55 @@ def runtime() -> None:
 
 @runtime.command()
 @output_options
-def install(output: Output) -> None:
+def install(output: Output) -> int:
     """Download and unpack them; nothing if they are there already."""
-    where = installed_runtime()
-    with steps(output) as progress:
-        where.install(dict(os.environ), progress)
-    _show(where, output)
+    with bars(output) as tell:
+        Runtime(runtime_root()).install(tell)
+    return _show(output)
 
 
 @runtime.command()
 @output_options
 def show(output: Output) -> int:
-    """What is installed, and where."""
-    return _show(installed_runtime(), output)
+    """What is installed, and where; exit 4 when something is lacking."""
+    return _show(output)
 
 
 @runtime.command()
 @output_options
 def remove(output: Output) -> None:
     """Take it away again."""
-    installed_runtime().remove()
+    Runtime(runtime_root()).remove()
     output.say("the runtime is removed")
 
 
-def _show(where: Runtime, output: Output) -> int:
-    manifest = where.manifest()
-    qemu, kernel = where.qemu(), where.kernel()
-    found = None
-    if manifest is not None and qemu is not None and kernel is not None:
-        found = {
-            "qemu": {"version": ".".join(map(str, qemu.version)), "command": list(qemu.command)},
-            "kernel": {"name": kernel.name, "path": str(kernel.path), "modules": str(kernel.modules)},
-            "packages": manifest["qemu"]["packages"] + manifest["kernel"]["packages"],
-        }
+def _show(output: Output) -> int:
+    installed = Runtime(runtime_root()).show()
+    usable = {item.component.name for item in installed if item.usable}
     if output.json:
-        output.result({"schema": 1, "directory": str(where.root), "installed": found})
-    elif found is None or qemu is None or kernel is None:
-        click.echo(f"nothing is installed in {where.root}; enclave runtime install does it")
+        output.result(
+            {"schema": 1, "directory": str(runtime_root()), "installed": [_as_dict(item) for item in installed]}
+        )
     else:
-        click.echo(f"QEMU    {'.'.join(map(str, qemu.version))}")
-        click.echo(f"kernel  {kernel.name}")
-        click.echo(f"in      {where.root}, {len(found['packages'])} packages")
-    return 0 if found is not None else 4
+        for item in installed:
+            broken = "" if item.usable else " (damaged: install it again)"
+            click.echo(f"{item.component.name:<8} {item.component.version}{broken}")
+        if not installed:
+            click.echo("nothing is installed: enclave runtime install")
+        else:
+            click.echo(f"in       {runtime_root()}")
+    return Exit.DONE if usable.issuperset(NEEDED) else Exit.MISSING
+
+
+def _as_dict(item: Installed) -> dict[str, Any]:
+    return {
+        "name": item.component.name,
+        "version": item.component.version,
+        "suite": item.component.suite,
+        "path": str(item.path),
+        "usable": item.usable,
+        "packages": [
+            {"name": package.name, "version": package.version, "sha256": package.sha256}
+            for package in item.component.packages
+        ],
+    }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU and the default guest kernel, taken from the user's own distribution."""
+"""QEMU and the default guest kernel, from the mirror of the user's own distribution."""
 
-from enclavekit.runtime.apt import Progress
-from enclavekit.runtime.runtime import Kernel, Qemu, Runtime, find_kernel, find_qemu
+from enclavekit.runtime.find import Kernel, Qemu, find_kernel, find_qemu
+from enclavekit.runtime.install import Installed, Progress, Runtime, Stage
 
-__all__ = ["Kernel", "Progress", "Qemu", "Runtime", "find_kernel", "find_qemu"]
+__all__ = ["Installed", "Kernel", "Progress", "Qemu", "Runtime", "Stage", "find_kernel", "find_qemu"]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages by the system's own apt, without root: private state, lists and cache, signatures checked by apt as ever.
+"""The system's apt with state, lists and cache of our own: no root, nothing of the system's is changed.
 
-Nothing is installed: archives are downloaded for an empty system, dependencies and all, and unpacked into a directory.
-Sources: apt-get(8), apt.conf(5), README.progress-reporting of apt.
+The system's configuration (proxy, TLS, authentication, retries) stays in force; what could weaken signature checks,
+pin versions or run hooks is overruled. The chain of trust: gpgv and the distribution's keyring check InRelease, which
+names the digests of the package lists, which name those of the packages; apt checks each, and the last is checked again
+when packages are unpacked. Sources: apt.conf(5), sources.list(5), apt-get(8), apt README.progress-reporting.
 """
 
 from __future__ import annotations
@@ -10,195 +12,271 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import select
 import shutil
 import subprocess
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
-from enclavekit.errors import MissingError, RuntimeInstallError
-from enclavekit.runtime.debian import BY_HAND, Mirror
+from enclavekit.errors import FileError, OfflineError, RuntimeInstallError, UnsupportedHostError
+from enclavekit.runtime.distribution import BY_HAND
+from enclavekit.runtime.manifest import Package
+from enclavekit.runtime.sources import Source
 
-OFFLINE = re.compile(
-    r"Temporary failure resolving|Could not resolve|Could not connect|Network is unreachable|Connection timed out|"
-    r"Unable to connect|Failed to fetch"
-)
-DISK_FULL = re.compile(r"No space left on device|don't have enough free space")
+MIB = 1 << 20
+RESERVE = 4 * MIB
+"""With less space than this, apt is ended: on a full disk it waits for ever instead of failing."""
 
+TICK_S = 1.0
+OUTPUT_LIMIT = 4 * MIB
 
-class OfflineError(RuntimeInstallError):
-    """The mirror cannot be reached."""
-
-    code = "offline"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a step is: ``fraction`` from 0 to 1, or None where it cannot be told."""
-
-    step: str
-    fraction: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """An unpacked archive."""
-
-    name: str
-    version: str
-    sha256: str
-    size: int
-
-    def as_dict(self) -> dict[str, str | int]:
-        """For the manifest."""
-        return {"name": self.name, "version": self.version, "sha256": self.sha256, "size": self.size}
-
-
-@dataclass(frozen=True, slots=True)
-class Apt:
-    """apt-get with everything of its own under ``directory``; ``environment`` has PATH, and proxies if any."""
-
-    directory: Path
-    mirror: Mirror
-    environment: Mapping[str, str]
-
-    def unpack(
-        self,
-        packages: Sequence[str],
-        suites: Sequence[str],
-        target: Path,
-        progress: Callable[[Progress], None],
-        *,
-        release: str | None = None,
-    ) -> list[Package]:
-        """Download ``packages`` with all they depend on from ``suites``, and unpack them into ``target``.
-
-        ``release`` is preferred over the others. Downloads that were cut off are resumed. Errors:
-        ``RuntimeInstallError``, ``MissingError``.
-        """
-        self._configure(suites)
-        what = ", ".join(packages)
-        self._run(["update"], lambda fraction: progress(Progress("reading package lists", fraction)))
-        # Whatever an earlier, different request left; partial downloads are kept.
-        for old in self._archives():
-            old.unlink()
-        command = ["install", "--yes", "--no-install-recommends", "--download-only"]
-        if release is not None:
-            command += ["--target-release", release]
-        self._run([*command, *packages], lambda fraction: progress(Progress(f"downloading {what}", fraction)))
-        archives = self._archives()
-        target.mkdir(parents=True, exist_ok=True)
-        done = []
-        for number, archive in enumerate(archives):
-            progress(Progress(f"unpacking {what}", number / len(archives)))
-            done.append(self._unpack(archive, target))
-        progress(Progress(f"unpacking {what}", 1.0))
-        return done
-
-    def _archives(self) -> list[Path]:
-        return sorted((self.directory / "cache/archives").glob("*.deb"))
-
-    def _program(self, name: str) -> str:
-        found = shutil.which(name, path=self.environment.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
-        if found is None:
-            raise MissingError(f"no {name} on this system: the runtime comes through it", hint=BY_HAND)
-        return found
-
-    def _configure(self, suites: Sequence[str]) -> None:
-        """Configuration and sources of our own; the system's proxy and certificate settings stay in force."""
-        for part in ("state/lists/partial", "cache/archives/partial"):
-            (self.directory / part).mkdir(parents=True, exist_ok=True)
-        (self.directory / "status").touch()
-        sources = [f"deb [signed-by={self.mirror.keyring}] {self.mirror.uri} {suite} main\n" for suite in suites]
-        (self.directory / "sources.list").write_text("".join(sources))
-        here = self.directory
-        (here / "apt.conf").write_text(
-            f"""\
-// Hooks of the system are meant for its own packages.
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-#clear DPkg::Pre-Install-Pkgs;
+SETTINGS = """\
+#clear APT::Architectures;
+#clear APT::Default-Release;
+#clear APT::Update;
+#clear DPkg::Pre-Invoke;
 #clear DPkg::Post-Invoke;
-Dir::State "{here}/state";
-Dir::State::status "{here}/status";
-Dir::Cache "{here}/cache";
-Dir::Cache::pkgcache "pkgcache.bin";
-Dir::Cache::srcpkgcache "srcpkgcache.bin";
-Dir::Etc::sourcelist "{here}/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-APT::Sandbox::User "";
+#clear DPkg::Pre-Install-Pkgs;
 APT::Architecture "amd64";
-APT::Architectures {{ "amd64"; }};
+APT::Architectures { "amd64"; };
 APT::Get::AllowUnauthenticated "false";
+APT::Get::Assume-Yes "true";
+APT::Install-Recommends "false";
+APT::Install-Suggests "false";
+APT::Sandbox::User "";
+APT::Update::Error-Mode "any";
+Acquire::AllowDowngradeToInsecureRepositories "false";
 Acquire::AllowInsecureRepositories "false";
-Acquire::Languages "none";
-Acquire::Retries "3";
+Acquire::AllowWeakRepositories "false";
+Acquire::ForceHash "SHA256";
 Acquire::GzipIndexes "false";
+Acquire::Languages "none";
+Acquire::PDiffs "false";
+Acquire::Retries "2";
+Dir::Cache::pkgcache "pkgcache.bin";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::sourcelist "/dev/null";
 """
+
+URI_LINE = re.compile(
+    r"'(?P<uri>[^']+)' (?P<name>[a-z0-9][a-z0-9+.-]*)_(?P<version>[A-Za-z0-9.+~%-]+)_(?:amd64|all)\.deb "
+    r"(?P<size>[0-9]{1,12}) SHA256:(?P<sha256>[0-9a-f]{64})"
+)
+PROGRESS_LINE = re.compile(r"(?:dlstatus|pmstatus):[^:]*:(?P<percent>[0-9.]+):")
+OFFLINE = re.compile(
+    r"(?:failure resolving|Could not resolve|Could not connect|Unable to connect|Connection failed|timed out"
+    r"|Network is unreachable|No route to host|Connection refused)"
+)
+UNSIGNED = re.compile(r"NO_PUBKEY|[Mm]issing key|signatures? .*verif|OpenPGP|is not signed|signed-by|EXPKEYSIG")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What is used of this system."""
+
+    apt_get: Path = Path("/usr/bin/apt-get")
+    apt_cache: Path = Path("/usr/bin/apt-cache")
+    apt_helper: Path = Path("/usr/lib/apt/apt-helper")
+    dpkg_deb: Path = Path("/usr/bin/dpkg-deb")
+    etc: Path = Path("/etc/apt")
+    os_release: Path = Path("/etc/os-release")
+    machine: str = field(default_factory=lambda: os.uname().machine)
+    free_space: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
+
+    def check(self) -> None:
+        """Errors: ``UnsupportedHostError``."""
+        if self.machine != "x86_64":
+            raise UnsupportedHostError(f"the runtime cannot be installed on {self.machine}: expected x86_64")
+        for program in (self.apt_get, self.apt_cache, self.apt_helper, self.dpkg_deb):
+            if not program.exists():
+                raise UnsupportedHostError(
+                    f"the runtime cannot be installed without apt: {program} does not exist", hint=BY_HAND
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A package, and where it is."""
+
+    package: Package
+    uri: str
+
+    @property
+    def file(self) -> str:
+        """A name that only these bytes have."""
+        return f"{self.package.name}-{self.package.sha256[:16]}.deb"
+
+
+Report = Callable[[float], None]
+
+
+class Apt:
+    """One private apt, in ``directory``. Errors of all methods: ``RuntimeInstallError``, ``FileError``."""
+
+    def __init__(self, directory: Path, host: Host) -> None:
+        self._directory = directory
+        self._host = host
+        self._configuration = directory / "apt.conf"
+        self.archives = directory / "archives"
+
+    def prepare(self, source: Source, suites: Sequence[str], keyring: Path) -> None:
+        """Write the configuration: package lists of ``suites`` from the mirror of ``source``."""
+        self._keyring = keyring
+        sources = self._directory / "sources"
+        for path in (sources, self._directory / "preferences", self.archives, self._directory / "cache"):
+            path.mkdir(parents=True, exist_ok=True)
+        (self._directory / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+        (self._directory / "status").write_text("")
+        paths = {
+            "Dir::State": "state",
+            "Dir::State::lists": "lists",
+            "Dir::State::status": "status",
+            "Dir::Cache": "cache",
+            "Dir::Etc::sourceparts": "sources",
+            "Dir::Etc::preferencesparts": "preferences",
+        }
+        settings = [f'{name} "{self._directory / path}";\n' for name, path in paths.items()]
+        self._configuration.write_text(SETTINGS + "".join(settings))
+        (sources / "mirror.sources").write_text(
+            f"Types: deb\nURIs: {source.uri}\nSuites: {' '.join(suites)}\nComponents: main\n"
+            f"Architectures: amd64\nTargets: Packages\nSigned-By: {source.signed_by or keyring}\n"
         )
 
-    def _run(self, arguments: list[str], progress: Callable[[float], None]) -> None:
-        """One apt-get, its progress read from a pipe (``APT::Status-Fd``)."""
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        command = [self._program("apt-get"), "-q", "-o", f"APT::Status-Fd={write_end}", *arguments]
-        environment = {**self.environment, "APT_CONFIG": str(self.directory / "apt.conf"), "LC_ALL": "C.UTF-8"}
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            pass_fds=[write_end],
-            env=environment,
-        ) as process:
-            os.close(write_end)
-            reader = threading.Thread(target=_follow, args=(read_end, progress), daemon=True)
-            reader.start()
-            output, _ = process.communicate()
-            reader.join()
-        if process.returncode:
-            raise _failure(arguments[0], output)
+    def update(self, report: Report) -> None:
+        """Fetch and check the package lists."""
+        self._run(self._host.apt_get, "update", report=report)
 
-    def _unpack(self, archive: Path, target: Path) -> Package:
-        dpkg = self._program("dpkg-deb")
-        for command in (
-            ["--extract", str(archive), str(target)],
-            ["--show", "--showformat=${Package} ${Version}", str(archive)],
+    def plan(self, packages: Sequence[str], suite: str | None = None) -> list[Download]:
+        """What to fetch for ``packages``: with ``suite``, all that they depend on, else only themselves."""
+        words = ["--print-uris", "download"] if suite is None else ["--print-uris", "-t", suite, "install"]
+        output = self._run(self._host.apt_get, *words, *packages)
+        downloads = []
+        for match in URI_LINE.finditer(output):
+            version = urllib.parse.unquote(match["version"])
+            package = Package(match["name"], version, int(match["size"]), match["sha256"])
+            downloads.append(Download(package, match["uri"]))
+        missing = set(packages) - {download.package.name for download in downloads}
+        if missing:
+            raise RuntimeInstallError(f"apt-get: says nothing about the package {min(missing)}")
+        return downloads
+
+    def depends(self, package: str) -> list[str]:
+        """Names of the packages that the candidate of ``package`` depends on."""
+        output = self._run(self._host.apt_cache, "show", "--no-all-versions", package)
+        match = re.search(r"^Depends: (.*)$", output, re.MULTILINE)
+        return re.findall(r"(?:^|[,|]) *([a-z0-9][a-z0-9+.-]*)", match[1]) if match else []
+
+    def fetch(self, downloads: Sequence[Download], report: Report) -> None:
+        """Get all files into ``archives``; what is there already stays, one that was begun before is gone on with."""
+        words: list[str] = []
+        for download in downloads:
+            file = self.archives / download.file
+            if not file.exists() or sha256_of(file) != download.package.sha256:
+                words += [download.uri, str(file), f"SHA256:{download.package.sha256}"]
+        if words:
+            self._run(self._host.apt_helper, "download-file", *words, report=report)
+
+    def clean(self) -> None:
+        """Remove all but packages that are wholly or partly there: a later ``fetch`` goes on from them."""
+        for path in self._directory.iterdir():
+            if path.is_dir() and path != self.archives:
+                shutil.rmtree(path)
+            elif path.is_file():
+                path.unlink()
+        for path in (self.archives, self._directory):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+    def _run(self, program: Path, *words: str, report: Report | None = None) -> str:
+        """Run one of apt's programs to its end and return its stdout."""
+        what = f"{program.name} {next((word for word in words if word[0] != '-'), '')}"
+        with (
+            (self._directory / "stdout").open("w+b") as stdout,
+            (self._directory / "stderr").open("w+b") as stderr,
+            _pipe() as (read_end, write_end),
         ):
-            done = subprocess.run([dpkg, *command], capture_output=True, text=True, errors="replace", check=False)
-            if done.returncode:
-                raise _failure("dpkg-deb", done.stderr or f"{archive.name}: failed")
-        name, _, version = done.stdout.strip().partition(" ")
-        with archive.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Package(name, version, digest, archive.stat().st_size)
+            command = ["/usr/bin/env", "LC_ALL=C", str(program), "-c", str(self._configuration), "-q"]
+            process = subprocess.Popen(
+                [*command, "-o", f"APT::Status-Fd={write_end.fileno()}", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[write_end.fileno()],
+                cwd=self._directory,
+            )
+            write_end.close()
+            try:
+                self._watch(read_end.fileno(), report)
+                status = process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+            stdout.seek(0)
+            stderr.seek(0)
+            output = stdout.read(OUTPUT_LIMIT).decode(errors="replace")
+            if status != 0:
+                raise self._failure(what, stderr.read(OUTPUT_LIMIT).decode(errors="replace") + "\n" + output)
+            return output
+
+    def _watch(self, status_fd: int, report: Report | None) -> None:
+        """Pass progress on until apt closes its end of the pipe."""
+        pending = b""
+        poll = select.poll()
+        poll.register(status_fd, select.POLLIN)
+        while True:
+            ready = poll.poll(TICK_S * 1000)
+            if self._host.free_space(self._directory) < RESERVE:
+                raise FileError(f"{self._directory}: disk full")
+            if not ready:
+                continue
+            data = os.read(status_fd, 1 << 16)
+            if not data:
+                return
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                match = PROGRESS_LINE.match(line.decode(errors="replace"))
+                if match and report is not None:
+                    report(min(float(match["percent"]) / 100, 1.0))
+            pending = pending[-4096:]
+
+    def _failure(self, what: str, output: str) -> RuntimeInstallError | FileError:
+        lines = [" ".join(line.split()) for line in output.splitlines()]
+        told = [line[3:] for line in lines if line.startswith("E: ")] or [line for line in lines if line] or ["failed"]
+
+        def one(pattern: re.Pattern[str]) -> str | None:
+            return next((line for line in told if pattern.search(line)), None)
+
+        if "No space left on device" in output:
+            return FileError(f"{self._directory}: disk full")
+        if line := one(OFFLINE):
+            return OfflineError(
+                f"{what}: {_lower(line)}", hint="connect this machine to its package mirror, then try again"
+            )
+        if line := one(UNSIGNED):
+            return RuntimeInstallError(
+                f"{what}: {_lower(line)}",
+                hint=f"the keyring is missing or too old: upgrade the package that holds {self._keyring}",
+            )
+        return RuntimeInstallError(f"{what}: {_lower(told[0])}")
 
 
-def _follow(fd: int, progress: Callable[[float], None]) -> None:
-    """``dlstatus:1:42.5:Retrieving …`` lines until the pipe closes."""
-    with os.fdopen(fd, errors="replace") as lines:
-        for line in lines:
-            fields = line.split(":", 3)
-            if fields[0] == "dlstatus" and len(fields) > 2:
-                try:
-                    progress(min(float(fields[2]) / 100, 1.0))
-                except ValueError:
-                    continue
+def sha256_of(path: Path) -> str:
+    """In hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _failure(step: str, output: str) -> RuntimeInstallError:
-    """What apt said, in one line."""
-    lines = [line.strip() for line in output.splitlines() if line.startswith(("E: ", "Err:", "dpkg-deb: error"))]
-    said = (lines[-1] if lines else (output.strip().splitlines() or ["no reason given"])[-1]).removeprefix("E: ")
-    if DISK_FULL.search(output):
-        return RuntimeInstallError(f"{step}: the disk is full", hint="about 700 MB are needed")
-    if OFFLINE.search(output):
-        return OfflineError(
-            f"{step}: the package mirror cannot be reached: {said}",
-            hint="what was downloaded is kept: run it again when the network is back",
-        )
-    return RuntimeInstallError(f"{step}: {said}")
+@contextmanager
+def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    with FileIO(read_fd, "r") as read_end, FileIO(write_fd, "w") as write_end:
+        yield read_end, write_end
+
+
+def _lower(line: str) -> str:
+    return line[:1].lower() + line[1:].rstrip(".")

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Twenty boots of twenty: one at a time, and ten at once."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ENCLAVE = Path(sys.executable).with_name("enclave")
+BOOTS = 20
+STATUS = 42
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("soak")
+    make = HERE.parents[1] / "examples/hello/make_rootfs.py"
+    subprocess.run([sys.executable, make, where / "rootfs"], check=True)
+    command = [ENCLAVE, "build", f"dir:{where}/rootfs", "-o", where / "soak.eif", "--", "sh", "-c", f"exit {STATUS}"]
+    subprocess.run(command, check=True)
+    return where / "soak.eif"
+
+
+def boot(image: Path, runtime: Path) -> tuple[int, float, str]:
+    start = time.monotonic()
+    done = subprocess.run(
+        [ENCLAVE, "run", "--accel", "tcg", image],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    return done.returncode, time.monotonic() - start, done.stderr
+
+
+def report(name: str, results: list[tuple[int, float, str]]) -> None:
+    times = sorted(passed for _, passed, _ in results)
+    print(f"{name}: median {times[len(times) // 2]:.1f} s, longest {times[-1]:.1f} s")  # noqa: T201
+    bad = [(status, said) for status, _, said in results if status != STATUS]
+    assert not bad, f"{len(bad)} of {len(results)} boots failed: {bad}"
+
+
+def test_twenty_alone(image: Path, tmp_path: Path) -> None:
+    report("alone", [boot(image, tmp_path) for _ in range(BOOTS)])
+
+
+def test_twenty_ten_at_once(image: Path, tmp_path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        report("ten at once", list(pool.map(lambda _: boot(image, tmp_path), range(BOOTS))))
