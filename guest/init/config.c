@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* /config: NUL-terminated key=value records (docs/init.md). It is measured; all the same it is read with care. */
+/* The image's configuration: NUL-terminated `key=value` records. The format is in docs/init.md and never breaks. */
 #define _GNU_SOURCE
+#include "config.h"
+
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -10,108 +14,180 @@
 
 #include "init.h"
 
-#define CONFIG "/config"
-#define MAX_CONFIG_SIZE (1 << 20)
-#define MAX_ID 4294967294UL
+#define MAX_SIZE (1 << 20)
+#define MAX_ID (UINT32_MAX - 1) /* all ones means "no change" to the kernel */
+#define DEFAULT_PATH "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-static void *take(size_t count, size_t size)
-{
-    void *memory = calloc(count, size);
-    if (!memory)
-        fail(errno, "no memory for " CONFIG);
-    return memory;
-}
+enum key { VERSION, ARG, ENV, WORKDIR, UID, GID, GROUP, LOGS, STOPSIGNAL, KEYS };
 
-static char *read_file(size_t *size)
+static const struct {
+    const char *name;
+    bool repeats;
+} KEY[KEYS] = {
+    [VERSION] = {"version", false},
+    [ARG] = {"arg", true},
+    [ENV] = {"env", true},
+    [WORKDIR] = {"workdir", false},
+    [UID] = {"uid", false},
+    [GID] = {"gid", false},
+    [GROUP] = {"group", true},
+    [LOGS] = {"logs", false},
+    [STOPSIGNAL] = {"stopsignal", false},
+};
+
+/* Decimal, without sign, space or leading zero, at most `limit`. */
+static bool number(const char *text, uint32_t limit, uint32_t *value)
 {
-    struct stat found;
-    int fd = open(CONFIG, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &found))
-        fail(errno, "cannot read " CONFIG);
-    if (found.st_size < 1 || found.st_size > MAX_CONFIG_SIZE)
-        fail(0, CONFIG ": %lld bytes, expected 1 to %d", (long long)found.st_size, MAX_CONFIG_SIZE);
-    *size = (size_t)found.st_size;
-    char *data = take(*size, 1);
-    size_t have = 0;
-    while (have < *size) {
-        ssize_t got = read(fd, data + have, *size - have);
-        if (got <= 0)
-            fail(errno, "cannot read " CONFIG);
-        have += (size_t)got;
+    uint64_t sum = 0;
+    if (!*text || (text[0] == '0' && text[1]))
+        return false;
+    for (; *text; text++) {
+        if (*text < '0' || *text > '9')
+            return false;
+        sum = sum * 10 + (uint64_t)(*text - '0');
+        if (sum > limit)
+            return false;
     }
-    close(fd);
-    unlink(CONFIG);
-    if (data[*size - 1])
-        fail(0, CONFIG ": expected a NUL after the last record");
-    return data;
+    *value = (uint32_t)sum;
+    return true;
 }
 
-static unsigned long number(const char *key, const char *text, unsigned long least, unsigned long most)
+static enum key key_of(const char *record, const char *equals)
 {
-    unsigned long value = 0;
-    size_t digits = strspn(text, "0123456789");
-    if (digits && digits <= 10 && !text[digits])
-        value = strtoul(text, NULL, 10);
-    if (!digits || digits > 10 || text[digits] || value < least || value > most)
-        fail(0, CONFIG ": %s is \"%.32s\", expected a number from %lu to %lu", key, text, least, most);
-    return value;
+    size_t length = (size_t)(equals - record);
+    enum key key = 0;
+    while (key < KEYS && (strlen(KEY[key].name) != length || memcmp(KEY[key].name, record, length) != 0))
+        key++;
+    return key;
 }
 
-enum single { VERSION, WORKDIR, UID, GID, LOGS, STOPSIGNAL, SINGLES };
-static const char *const single_names[SINGLES] = { "version", "workdir", "uid", "gid", "logs", "stopsignal" };
-
-void read_config(struct config *config)
+static size_t count_records(const char *bytes, size_t size)
 {
-    size_t size, records = 0, arguments = 0, environment = 0;
-    char *data = read_file(&size);
-    const char *single[SINGLES] = { NULL };
-
+    size_t count = 0;
     for (size_t i = 0; i < size; i++)
-        records += !data[i];
-    config->arguments = take(records + 1, sizeof(char *));
-    config->environment = take(records + 1, sizeof(char *));
-    config->groups = take(records + 1, sizeof(gid_t));
-    config->group_count = 0;
+        count += bytes[i] == 0;
+    return count;
+}
 
-    for (char *record = data; record < data + size; record += strlen(record) + 1) {
-        char *value = strchr(record, '=');
-        if (!value)
-            fail(0, CONFIG ": record \"%.32s\", expected key=value", record);
-        size_t key = (size_t)(value - record);
-        char *next = record + strlen(record) + 1;
-        *value++ = 0;
-        if ((record == data) != !strcmp(record, "version"))
-            fail(0, CONFIG ": record \"%.32s\", expected version first, and once", record);
-        if (!strcmp(record, "arg"))
-            config->arguments[arguments++] = value;
-        else if (!strcmp(record, "env"))
-            config->environment[environment++] = value;
-        else if (!strcmp(record, "group"))
-            config->groups[config->group_count++] = (gid_t)number("group", value, 0, MAX_ID);
-        else {
-            int i = 0;
-            while (i < SINGLES && strcmp(record, single_names[i]))
-                i++;
-            if (i == SINGLES)
-                fail(0, CONFIG ": unknown key \"%.32s\"", record);
-            if (single[i])
-                fail(0, CONFIG ": %s is given twice", record);
-            single[i] = value;
-        }
-        record[key] = '=';          /* for strlen() above */
-        if (record + strlen(record) + 1 != next)
-            fail(0, CONFIG ": broken record");
+/* Take one value. Returns NULL, or what is wrong with it. `before` is how many values of this key came before. */
+static const char *take(struct config *config, enum key key, char *value, size_t before)
+{
+    uint32_t parsed = 0;
+    switch (key) {
+    case VERSION:
+        return strcmp(value, "1") ? "version is not 1" : NULL;
+    case ARG:
+        config->args[before] = value;
+        return before || *value ? NULL : "the first arg, the program, is empty";
+    case ENV: {
+        const char *equals = strchr(value, '=');
+        config->env[before] = value;
+        return equals && equals != value ? NULL : "env is not NAME=VALUE";
     }
+    case WORKDIR:
+        config->workdir = value;
+        return *value == '/' ? NULL : "workdir is not an absolute path";
+    case UID:
+        if (!number(value, MAX_ID, &parsed))
+            return "uid is not a number";
+        config->uid = parsed;
+        return NULL;
+    case GID:
+        if (!number(value, MAX_ID, &parsed))
+            return "gid is not a number";
+        config->gid = parsed;
+        return NULL;
+    case GROUP:
+        if (!number(value, MAX_ID, &parsed))
+            return "group is not a number";
+        config->groups[before] = parsed;
+        return NULL;
+    case LOGS:
+        config->logs = true;
+        return strcmp(value, "1") ? "logs is not 1" : NULL;
+    case STOPSIGNAL:
+        if (!number(value, _NSIG - 1, &parsed) || parsed == 0)
+            return "stopsignal is not a signal's number";
+        config->stop_signal = (int)parsed;
+        return NULL;
+    case KEYS:
+        break;
+    }
+    return "unknown key";
+}
 
-    if (strcmp(single[VERSION], "1"))
-        fail(0, CONFIG ": version is \"%.32s\", expected 1", single[VERSION]);
-    if (!arguments)
-        fail(0, CONFIG ": no arg");
-    config->workdir = single[WORKDIR] ? (char *)single[WORKDIR] : "/";
-    if (config->workdir[0] != '/')
-        fail(0, CONFIG ": workdir is \"%.128s\", expected an absolute path", config->workdir);
-    config->uid = single[UID] ? (uid_t)number("uid", single[UID], 0, MAX_ID) : 0;
-    config->gid = single[GID] ? (gid_t)number("gid", single[GID], 0, MAX_ID) : 0;
-    config->logs = single[LOGS] && number("logs", single[LOGS], 1, 1);
-    config->stop_signal = single[STOPSIGNAL] ? (int)number("stopsignal", single[STOPSIGNAL], 1, 64) : 15;
+static const char *parse_record(struct config *config, char *record, bool first, size_t seen[KEYS])
+{
+    char *equals = strchr(record, '=');
+    enum key key = equals ? key_of(record, equals) : KEYS;
+    if (key == KEYS)
+        return "unknown key";
+    if (first != (key == VERSION))
+        return "version must be the first record and no other";
+    size_t before = seen[key]++;
+    if (before && !KEY[key].repeats)
+        return "key given twice";
+    return take(config, key, equals + 1, before);
+}
+
+static bool has_path(const struct config *config)
+{
+    for (char **variable = config->env; *variable; variable++)
+        if (!strncmp(*variable, "PATH=", strlen("PATH=")))
+            return true;
+    return false;
+}
+
+const char *config_parse(struct config *config, char *bytes, size_t size, size_t *record)
+{
+    size_t seen[KEYS] = {0}, records = count_records(bytes, size);
+    *record = records + 1;
+    if (size == 0 || bytes[size - 1])
+        return "does not end with a NUL";
+    *config = (struct config){.workdir = "/", .stop_signal = SIGTERM};
+    config->args = calloc(records + 1, sizeof *config->args);
+    config->env = calloc(records + 2, sizeof *config->env); /* and a PATH */
+    config->groups = calloc(records, sizeof *config->groups);
+    if (!config->args || !config->env || !config->groups)
+        return "no memory for so many records";
+
+    char *next = bytes;
+    for (*record = 1; *record <= records; ++*record, next += strlen(next) + 1) {
+        const char *wrong = parse_record(config, next, *record == 1, seen);
+        if (wrong)
+            return wrong;
+    }
+    if (!seen[ARG])
+        return "no arg: nothing to run";
+    config->group_count = seen[GROUP];
+    if (!has_path(config))
+        config->env[seen[ENV]] = DEFAULT_PATH;
+    return NULL;
+}
+
+/* The whole file, in memory that is never freed. */
+static char *read_file(const char *path, size_t *size)
+{
+    struct stat status;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || fstat(fd, &status) < 0)
+        fail(errno, "cannot open %s, the image's configuration", path);
+    if (!S_ISREG(status.st_mode) || status.st_size > MAX_SIZE)
+        fail(0, "%s: not a file of at most %d bytes", path, MAX_SIZE);
+    *size = (size_t)status.st_size;
+    char *bytes = malloc(*size + 1);
+    if (!bytes || read(fd, bytes, *size) != status.st_size)
+        fail(errno, "cannot read %s", path);
+    close(fd);
+    return bytes;
+}
+
+void config_take(struct config *config, const char *path)
+{
+    size_t size, record;
+    char *bytes = read_file(path, &size);
+    const char *wrong = config_parse(config, bytes, size, &record);
+    if (wrong)
+        fail(0, "%s: record %zu: %s", path, record, wrong);
+    unlink(path);
 }

@@ -25,7 +25,17 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("soak")
     make = HERE.parents[1] / "examples/hello/make_rootfs.py"
     subprocess.run([sys.executable, make, where / "rootfs"], check=True)
-    command = [ENCLAVE, "build", f"dir:{where}/rootfs", "-o", where / "soak.eif", "--", "sh", "-c", f"exit {STATUS}"]
+    command: list[str | Path] = [
+        ENCLAVE,
+        "build",
+        f"dir:{where}/rootfs",
+        "-o",
+        where / "soak.eif",
+        "--",
+        "sh",
+        "-c",
+        f"exit {STATUS}",
+    ]
     subprocess.run(command, check=True)
     return where / "soak.eif"
 

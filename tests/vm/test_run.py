@@ -94,7 +94,7 @@ def test_a_program_that_is_not_there(enclave: Enclave, rootfs: Path) -> None:
     assert done.returncode == 125
     error = json.loads(done.stderr.splitlines()[-1])["error"]
     assert error["code"] == "guest"
-    assert error["message"] == "init: cannot run /bin/absent: No such file or directory"
+    assert error["message"] == "init: cannot run /bin/absent: no such file or directory"
 
 
 def test_timeout(enclave: Enclave, rootfs: Path) -> None:

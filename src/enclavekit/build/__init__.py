@@ -1,1 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The job of making an image."""
+
+from enclavekit.build.image import DEFAULT_CMDLINES, BuildOptions, BuildResult, KernelChoice, build
+
+__all__ = ["DEFAULT_CMDLINES", "BuildOptions", "BuildResult", "KernelChoice", "build"]

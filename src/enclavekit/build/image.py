@@ -1,214 +1,226 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job of making an image: source → tree → ramdisks → EIF; the same bytes from the same inputs, anywhere."""
+"""Makes an image: source, tree, ramdisks, EIF. Same inputs, same bytes, for any user, in any directory, at any time.
+
+The file is written beside its place and then renamed, so a build that fails leaves what was there before, and no more.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from enclavekit import __version__, eif
-from enclavekit.codec import bzimage
-from enclavekit.codec.bzimage import Arch
+from enclavekit import __version__
 from enclavekit.codec.init_config import InitConfig
-from enclavekit.eif import metadata as eif_metadata
-from enclavekit.eif.layout import SectionHeader, SectionType
-from enclavekit.eif.writer import NewSection, data_offset
-from enclavekit.errors import BuildError, FileError, KernelError
-from enclavekit.image import modules, users
-from enclavekit.image.init_program import init_program
-from enclavekit.image.ramdisk import application_ramdisk, boot_ramdisk
-from enclavekit.image.sources import Source
+from enclavekit.eif import (
+    Arch,
+    BuildInfo,
+    BytesContent,
+    KernelInfo,
+    Measurements,
+    Metadata,
+    Section,
+    SectionType,
+    Written,
+    write,
+)
+from enclavekit.eif.layout import HEADER_SIZE, SECTION_HEADER_SIZE
+from enclavekit.errors import BuildError, FileError, FormatError, KernelError, UsageError
+from enclavekit.image.boot import boot_ramdisk, init_program
+from enclavekit.image.kernel import Kernel, open_kernel
+from enclavekit.image.modules import resolve
+from enclavekit.image.ramdisk import application_ramdisk
+from enclavekit.image.sources import Source, open_directory, open_tar
+from enclavekit.image.tree import MAX_TIME, shown
+from enclavekit.image.users import User, find_user
 
-I8042 = "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd"
-CMDLINES = {
-    Arch.X86_64: f"reboot=k panic=1 pci=off console=ttyS0 quiet {I8042} random.trust_cpu=on",
+_I8042 = " i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd"
+DEFAULT_CMDLINES = {
+    Arch.X86_64: f"reboot=k panic=1 pci=off console=ttyS0 quiet{_I8042} random.trust_cpu=on",
     Arch.AARCH64: "reboot=k panic=1 pci=off console=ttyS0 quiet random.trust_cpu=on",
 }
-MAX_KERNEL_SIZE = 512 << 20
-MAX_CONFIG_TEXT = 1 << 20
+MAX_CMDLINE_SIZE = 1792
+"""The kernel takes 2047 bytes; the others are for what describes the machine."""
+DEFAULT_VERSION = "1.0"
 
 
 @dataclass(frozen=True, slots=True)
-class KernelInput:
-    """A kernel image, and its modules (None: it has what it needs built in)."""
+class KernelChoice:
+    """A kernel's file and its ``lib/modules/<release>``, if it has one. ``name`` goes into the metadata."""
 
     path: Path
-    modules: Path | None = None
-    name: str | None = None
+    modules: Path | None
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What an image is made of; all of it but the names is measured."""
+    """All that an image is made of.
 
-    source: Source
-    kernel: KernelInput
-    command: tuple[str, ...]
-    environment: tuple[str, ...] = ()
+    ``source`` is ``dir:DIRECTORY`` or ``tar:FILE``. ``epoch``, seconds since 1970, is the build time, and no file is
+    newer; None is 0 for directories, and for tars their newest file. ``init`` replaces the package's own.
+    """
+
+    source: str
+    output: Path
+    kernel: KernelChoice
+    command: Sequence[str]
+    environment: Sequence[str] = ()
     workdir: str = "/"
     user: str | None = None
     logs: bool = False
-    cmdline: str | None = None
     keep_owners: bool = False
-    epoch: int | None = None
-    """SOURCE_DATE_EPOCH: no file is newer, and the image says that it was built then."""
+    cmdline: str | None = None
     arch: Arch | None = None
-    """What the image must be for; None: whatever the kernel is for."""
+    epoch: int | None = None
+    name: str | None = None
+    version: str = DEFAULT_VERSION
+    init: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What was made."""
+    """The image at ``path``; ``size`` in bytes. ``warnings`` are sentences for whoever built it."""
 
     path: Path
-    measurements: eif.Measurements
-    size: int
     arch: Arch
-    kernel: str
-    warnings: tuple[str, ...] = field(default=())
+    size: int
+    crc: int
+    measurements: Measurements
+    warnings: tuple[str, ...]
 
 
-def build(options: BuildOptions, output: Path) -> BuildResult:
-    """Make the image at ``output``; until all of it is written nothing is there, or what was there before.
-
-    Errors: ``SourceError``, ``KernelError``, ``BuildError``, ``FileError``, ``NoKernelError``.
-    """
-    with replacing(output) as file:
-        return build_into(options, file, output)
-
-
-def build_into(options: BuildOptions, file: BinaryIO, path: Path) -> BuildResult:
-    """The same into a seekable file of the caller's; ``path`` is its name in messages."""
-    kernel, info = _kernel(options)
-    warnings: list[str] = []
-    drivers = modules.load_order(options.kernel.modules, kernel.arch) if options.kernel.modules else []
-    if options.kernel.modules and "nsm" not in [name for name, _ in drivers]:
-        warnings.append("the kernel has no NSM driver module: attestation works only if it is built in")
-    tree = options.source.load(keep_owners=options.keep_owners)
-    epoch = options.epoch
-    if epoch is None:
-        epoch = 0 if options.source.kind == "dir" else tree.newest
-    tree.clamp(epoch)
-    user = users.look_up(tree, options.user) if options.user else users.User()
-    config = InitConfig(
-        arguments=_arguments(options.command),
-        environment=_environment(options.environment),
-        workdir=_workdir(options.workdir),
-        uid=user.uid,
-        gid=user.gid,
-        groups=user.groups,
-        logs=options.logs,
-    )
-    sections = [
-        NewSection(SectionType.KERNEL, eif.FileContent.of(options.kernel.path)),
-        NewSection(SectionType.CMDLINE, eif.BytesContent(_cmdline(options, kernel))),
-    ]
-    about = eif.Metadata(
-        image_name=options.source.name,
-        image_version="1.0",
-        build_time=epoch,
-        build_tool="enclavekit",
-        build_tool_version=__version__,
-        kernel_version=kernel.version or "Unknown",
-        kernel=info,
-    )
-    padded = eif_metadata.pad(about.to_json(), data_offset(sections), SectionHeader.LAYOUT.size)
-    sections += [
-        NewSection(SectionType.METADATA, eif.BytesContent(padded)),
-        NewSection(SectionType.RAMDISK, boot_ramdisk(init_program(kernel.arch), drivers)),
-        NewSection(SectionType.RAMDISK, application_ramdisk(tree, config)),
-    ]
-    measurements = eif.write(file, sections, kernel.arch)
-    return BuildResult(path, measurements, file.tell(), kernel.arch, info.name, tuple(warnings))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes ``path``'s place when all went well, and leaves nothing when not."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise FileError.of(error, path, "write") from error
-    try:
-        with os.fdopen(fd, "w+b") as file:
-            try:
-                yield file
-                file.flush()
-            except OSError as error:
-                raise FileError.of(error, path, "write") from error
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise FileError.of(error, path, "write") from error
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-
-
-def _kernel(options: BuildOptions) -> tuple[bzimage.Kernel, eif.KernelInfo]:
+def build(options: BuildOptions) -> BuildResult:
+    """Make the image. Whatever goes wrong is an Error, and nothing is left behind."""
+    output = Path(os.path.realpath(options.output))
+    if output.exists() and not output.is_file():
+        raise BuildError(f"{options.output}: not a regular file, expected one or none")
     path = options.kernel.path
     try:
-        with path.open("rb") as file:
-            kernel = bzimage.parse(file.read(bzimage.HEAD_SIZE))
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha384").hexdigest()
+        kernel_file = path.open("rb")
     except OSError as error:
         raise FileError.of(error, path, "read") from error
-    except KernelError as error:
-        raise KernelError(f"{path}: {error.message}", hint=error.hint) from error
-    if options.arch is not None and kernel.arch is not options.arch:
-        raise KernelError(f"{path}: a kernel for {kernel.arch.value}, expected {options.arch.value}")
-    name = options.kernel.name or kernel.version or path.name
-    return kernel, eif.KernelInfo(name, digest, _discovery(path, kernel))
+    with kernel_file, _open_source(options, output.parent) as source:
+        kernel = open_kernel(kernel_file, path)
+        sections, warnings = _sections(options, kernel, source)
+        written = _write(output, sections, kernel.arch)
+    return BuildResult(
+        options.output, kernel.arch, written.size, written.crc, written.measurements, (*source.warnings, *warnings)
+    )
 
 
-def _discovery(path: Path, kernel: bzimage.Kernel) -> eif.Discovery:
-    """By the kernel's configuration where it lies beside it, else by its banner."""
-    beside = [path.with_name(f"{path.name}.config"), path.with_name(path.name.replace("vmlinuz", "config", 1))]
-    for config in beside:
-        if config != path and config.is_file():
-            with config.open(errors="replace") as file:
-                built_in = "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y" in file.read(MAX_CONFIG_TEXT).splitlines()
-            return eif.Discovery.CMDLINE if built_in else eif.Discovery.ACPI
-    return eif_metadata.guess_discovery(kernel)
-
-
-def _cmdline(options: BuildOptions, kernel: bzimage.Kernel) -> bytes:
-    text = CMDLINES[kernel.arch] if options.cmdline is None else options.cmdline
-    data = text.encode()
-    if len(data) > kernel.cmdline_size or b"\0" in data or b"\n" in data:
-        raise BuildError(
-            f"kernel command line: {len(data)} bytes, expected one line of at most {kernel.cmdline_size}, without NUL"
+def _open_source(options: BuildOptions, scratch: Path) -> Source:
+    kind, colon, path = options.source.partition(":")
+    if not path or not colon or kind not in ("dir", "tar"):
+        raise UsageError(
+            f"source {options.source!r}: expected dir:DIRECTORY or tar:FILE",
+            hint="for example dir:./root, tar:root.tar",
         )
+    if kind == "dir":
+        return open_directory(Path(path), keep_owners=options.keep_owners)
+    return open_tar(Path(path), scratch=scratch)
+
+
+def _sections(options: BuildOptions, kernel: Kernel, source: Source) -> tuple[list[Section], list[str]]:
+    if options.arch not in (None, kernel.arch):
+        raise KernelError(f"{options.kernel.path}: a kernel for {kernel.arch}, expected one for {options.arch}")
+    epoch = _clamp(options, source)
+    config = _config(options, find_user(source.tree, options.user) if options.user else User())
+    modules = resolve(options.kernel.modules, arch=kernel.arch, release=kernel.release)
+    init = init_program(kernel.arch) if options.init is None else options.init
+    cmdline = _cmdline(options.cmdline if options.cmdline is not None else DEFAULT_CMDLINES[kernel.arch])
+    metadata_offset = HEADER_SIZE + 3 * SECTION_HEADER_SIZE + kernel.content.size + len(cmdline)
+    try:
+        metadata = _metadata(options, kernel, epoch).encode(metadata_offset)
+    except UnicodeEncodeError as error:
+        raise BuildError(f"metadata: {error.object[error.start : error.end]!r} is not text in UTF-8") from error
+    sections = [
+        Section(SectionType.KERNEL, kernel.content),
+        Section(SectionType.CMDLINE, BytesContent(cmdline)),
+        Section(SectionType.METADATA, BytesContent(metadata)),
+        Section(SectionType.RAMDISK, boot_ramdisk(init, modules.modules)),
+        Section(SectionType.RAMDISK, application_ramdisk(source.tree, config)),
+    ]
+    warnings = [f"the kernel has no module {name}: the enclave cannot attest itself" for name in modules.missing]
+    return sections, warnings
+
+
+def _clamp(options: BuildOptions, source: Source) -> int:
+    """Bring the times into bounds; the build time."""
+    epoch = options.epoch
+    if epoch is None:
+        epoch = source.tree.newest() if source.file else 0
+    if not 0 <= epoch <= MAX_TIME:
+        raise UsageError(f"epoch {epoch}: expected seconds since 1970, at most {MAX_TIME}")
+    source.tree.clamp(epoch)
+    return epoch
+
+
+def _config(options: BuildOptions, user: User) -> bytes:
+    if not options.command:
+        raise UsageError(
+            "no command: the image would have nothing to run", hint="put it last: ... -- /bin/app argument"
+        )
+    # The last one of a name counts, as in a shell.
+    environment = {item.partition("=")[0]: item for item in options.environment}
+    try:
+        return InitConfig(
+            arguments=tuple(_bytes(argument) for argument in options.command),
+            environment=tuple(_bytes(item) for item in environment.values()),
+            workdir=_bytes(options.workdir),
+            uid=user.uid,
+            gid=user.gid,
+            groups=user.groups,
+            logs=options.logs,
+        ).encode()
+    except FormatError as error:
+        raise BuildError(error.message) from error
+
+
+def _cmdline(text: str) -> bytes:
+    data = _bytes(text)
+    if not text.isprintable() or not text.isascii():
+        raise BuildError(f"command line {text[:64]!r}: expected printable ASCII")
+    if not 0 < len(data) <= MAX_CMDLINE_SIZE:
+        raise BuildError(f"command line: {len(data)} bytes, expected 1 to {MAX_CMDLINE_SIZE}")
     return data
 
 
-def _arguments(command: tuple[str, ...]) -> tuple[bytes, ...]:
-    if not command or not command[0]:
-        raise BuildError("no command to run in the enclave", hint="give it after --, as in: -- /bin/app argument")
-    return tuple(os.fsencode(argument) for argument in command)
+def _metadata(options: BuildOptions, kernel: Kernel, epoch: int) -> Metadata:
+    return Metadata(
+        # Not the file's name: the image must not depend on where it is made.
+        image_name=options.name or shown(_bytes(options.command[0].rpartition("/")[2])),
+        image_version=options.version,
+        build=BuildInfo(
+            time=datetime.fromtimestamp(epoch, UTC).isoformat(),
+            tool="enclavekit",
+            tool_version=__version__,
+            operating_system="Linux",
+            kernel_version=kernel.release or options.kernel.name,
+        ),
+        kernel=KernelInfo(options.kernel.name, kernel.sha384, kernel.discovery),
+    )
 
 
-def _environment(variables: tuple[str, ...]) -> tuple[bytes, ...]:
-    values: dict[bytes, bytes] = {}
-    for variable in variables:
-        name, equals, _ = variable.partition("=")
-        if not name or not equals:
-            raise BuildError(f"environment: got {variable!r}, expected NAME=VALUE")
-        values[os.fsencode(name)] = os.fsencode(variable)
-    return tuple(values.values())
+def _write(output: Path, sections: Sequence[Section], arch: Arch) -> Written:
+    beside = output.parent / f".enclavekit-{secrets.token_hex(8)}.eif"
+    try:
+        out: BinaryIO
+        with beside.open("xb") as out:
+            written = write(out, sections, arch=arch)
+        beside.replace(output)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise FileError.of(error, output, "write") from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return written
 
 
-def _workdir(text: str) -> bytes:
-    if not text.startswith("/"):
-        raise BuildError(f"working directory: got {text!r}, expected an absolute path")
-    return os.fsencode(text)
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

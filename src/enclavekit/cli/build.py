@@ -8,25 +8,32 @@ from typing import Any
 
 import click
 
-from enclavekit.build.image import BuildOptions, KernelInput
+from enclavekit.build.image import BuildOptions, KernelChoice
 from enclavekit.build.image import build as build_image
 from enclavekit.cli.environment import source_date_epoch
 from enclavekit.cli.options import image_options, kernel_options, output_options
 from enclavekit.cli.output import Output
 from enclavekit.cli.runtime import runtime_root
-from enclavekit.codec.bzimage import Arch
-from enclavekit.image.sources import Source
+from enclavekit.eif import Arch, measurements_object
 from enclavekit.runtime import find_kernel
 
 
 def build_options(
-    source: str, command: tuple[str, ...], *, kernel: str | None, modules: str | None, arch: str | None, **words: Any
+    source: str,
+    output: Path,
+    command: tuple[str, ...],
+    *,
+    kernel: str | None,
+    modules: str | None,
+    arch: str | None,
+    **words: Any,
 ) -> BuildOptions:
     """From the command line's words to what is built."""
     found = find_kernel(runtime_root(), kernel, modules)
     return BuildOptions(
-        source=Source.parse(source),
-        kernel=KernelInput(found.path, found.modules, found.name),
+        source=source,
+        output=output,
+        kernel=KernelChoice(found.path, found.modules, found.name),
         command=command,
         environment=words["env"],
         workdir=words["workdir"] or "/",
@@ -35,7 +42,7 @@ def build_options(
         cmdline=words["cmdline"],
         keep_owners=words["keep_owners"],
         epoch=source_date_epoch(),
-        arch=Arch(arch) if arch else None,
+        arch=Arch[arch.upper()] if arch else None,
     )
 
 
@@ -43,7 +50,9 @@ def build_options(
 @click.argument("source", metavar="SOURCE")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.option("-o", "--output", "target", required=True, metavar="F.eif", help="Where the image goes.")
-@click.option("--arch", type=click.Choice(list(Arch)), help="Refuse a kernel for another architecture.")
+@click.option(
+    "--arch", type=click.Choice([str(arch) for arch in Arch]), help="Refuse a kernel for another architecture."
+)
 @kernel_options
 @image_options
 @output_options
@@ -52,8 +61,8 @@ def build(source: str, command: tuple[str, ...], target: str, output: Output, **
 
     The command to run in the enclave stands after --.
     """
-    result = build_image(build_options(source, command, **words), Path(target))
+    result = build_image(build_options(source, Path(target), command, **words))
     for warning in result.warnings:
         output.say(f"warning: {warning}")
-    output.detail(f"{result.path}: {result.size} bytes, {result.arch.value}, kernel {result.kernel}")
-    output.result({"Measurements": result.measurements.as_dict()})
+    output.detail(f"{result.path}: {result.size} bytes, {result.arch}")
+    output.result({"Measurements": measurements_object(result.measurements)})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +31,21 @@ def reading(path: str) -> Iterator[BinaryIO]:
         raise FileError.of(error, path, "read") from error
 
 
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Errors in a file's bytes name the file."""
+    try:
+        yield
+    except FormatError as error:
+        raise type(error)(f"{path}: {error.message}", hint=error.hint) from error
+
+
 @click.command()
 @click.argument("image", metavar="F.eif")
 @output_options
 def describe(image: str, output: Output) -> int:
     """What an image holds and measures, as nitro-cli's describe-eif prints it; -v adds digests of sections."""
-    with reading(image) as file:
-        described = eif.describe(file, digests=output.verbose > 0)
+    described = eif.describe(Path(image), section_digests=output.verbose > 0)
     output.result(described)
     return Exit.DONE if described["CheckCRC"] else Exit.FAILED
 
@@ -55,7 +64,7 @@ def pcr(files: tuple[str, ...], cert: str | None, output: Output) -> None:
     found = {}
     for name in files:
         with reading(name) as file:
-            found[name] = eif.pcr_of(iter(lambda f=file: f.read(1 << 18), b"")).hex()  # type: ignore[misc]
+            found[name] = eif.extend(eif.digest_file(file, name)).hex()
     if len(files) == 1:
         output.result({"PCR": found[files[0]]})
     else:
@@ -72,4 +81,4 @@ def _certificate_pcr(path: str) -> str:
         certificate = x509.load_pem_x509_certificates(data)[0]
     except ValueError as error:
         raise FormatError(f"{path}: not a PEM certificate") from error
-    return eif.pcr_of([certificate.public_bytes(Encoding.DER)]).hex()
+    return eif.extend(hashlib.sha384(certificate.public_bytes(Encoding.DER)).digest()).hex()

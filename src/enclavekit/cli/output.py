@@ -8,12 +8,14 @@ import os
 import sys
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from enclavekit.errors import Error, MissingError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Exit(IntEnum):
@@ -39,6 +41,8 @@ class Output:
     @property
     def stderr(self) -> Console:
         """For progress and words; colours and bars only on a terminal, and never with NO_COLOR."""
+        from rich.console import Console
+
         return Console(stderr=True, highlight=False, soft_wrap=True, quiet=self.quiet)
 
     def result(self, value: Any) -> None:

@@ -6,9 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-
 from enclavekit.cli.output import Output
 from enclavekit.runtime import Progress
 
@@ -28,6 +25,9 @@ def bars(output: Output) -> Iterator[Callable[[Progress], None]]:
 
         yield tell
         return
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

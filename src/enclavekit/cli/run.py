@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import click
 
-from enclavekit.build.image import build_into
+from enclavekit.build.image import build as build_image
 from enclavekit.cli.build import build_options
-from enclavekit.cli.describe import reading
+from enclavekit.cli.describe import naming, reading
 from enclavekit.cli.environment import qemu_environment, runtime_directory, search_path
 from enclavekit.cli.options import image_options, kernel_options, output_options, parse_size
 from enclavekit.cli.output import Exit, Output
@@ -29,7 +29,6 @@ from enclavekit.errors import UsageError
 from enclavekit.hypervisor.accel import Accel, choose
 from enclavekit.hypervisor.contract import Mode
 from enclavekit.hypervisor.qemu import QemuCarrier
-from enclavekit.image.sources import Source
 from enclavekit.runtime import find_qemu
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -43,7 +42,12 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--cid", type=click.IntRange(4, 0xFFFFFFFE), help="vsock CID; the lowest free one from 16 on.")
 @click.option("--debug", is_flag=True, help="Debug mode: shows the console.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Stop it then; exit 124.")
-@click.option("--accel", type=click.Choice(["auto", *Accel]), default="auto", help="KVM, or emulation by TCG.")
+@click.option(
+    "--accel",
+    type=click.Choice(["auto", *(accel.value for accel in Accel)]),
+    default="auto",
+    help="KVM, or emulation by TCG.",
+)
 @click.option("--qemu", envvar="ENCLAVEKIT_QEMU", metavar="PROGRAM", help="Instead of the runtime's.")
 @kernel_options
 @image_options
@@ -124,10 +128,11 @@ def _exit_code(outcome: Outcome, signal_number: int | None) -> int:
 def _image(target: str, command: tuple[str, ...], words: dict[str, Any]) -> Iterator[BinaryIO]:
     """The image's file: what ``target`` names, or what is built of it, which is gone afterwards."""
     if target.startswith(("dir:", "tar:")):
-        with tempfile.TemporaryFile(prefix="enclavekit-") as file:
-            build_into(build_options(target, command, arch=None, **words), file, Path(target))
-            file.flush()
-            yield file
+        with tempfile.TemporaryDirectory(prefix="enclavekit-") as directory:
+            built = Path(directory) / "image.eif"
+            build_image(build_options(target, built, command, arch=None, **words))
+            with reading(str(built)) as file:
+                yield file
         return
     given = [name for name in ("env", "workdir", "user", "logs", "cmdline", "keep_owners", "kernel", "modules")
              if words[name] and click.get_current_context().get_parameter_source(name)
@@ -137,9 +142,7 @@ def _image(target: str, command: tuple[str, ...], words: dict[str, Any]) -> Iter
             f"{target}: an image's {'command' if command else given[0]} is fixed when it is built",
             hint="run a SOURCE, dir:DIR or tar:FILE, or build the image anew",
         )
-    if ":" in target and not Path(target).exists():
-        Source.parse(target)
-    with reading(target) as file:
+    with reading(target) as file, naming(target):
         yield file
 
 

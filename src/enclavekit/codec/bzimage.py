@@ -1,91 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Linux kernel image says of itself: bzImage (x86_64) and Image (aarch64). No I/O.
+"""The setup header of an x86 Linux kernel (bzImage): what a boot loader must know.
 
-Source: linux Documentation/arch/x86/boot.rst, Documentation/arch/arm64/booting.rst.
+Source: linux Documentation/arch/x86/boot.rst. Offsets are from the file's start, and are the same in the zero page.
+The file is a real-mode part of ``(setup_sects + 1) * 512`` bytes, then the protected-mode kernel, for 1 MiB or above.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from struct import unpack_from
+from struct import Struct
+from typing import ClassVar, Self
 
-from enclavekit.errors import KernelError
+from enclavekit.errors import KernelError, TruncatedError
 
-HEAD_SIZE = 0x10000
-"""Bytes of an image's start that hold all that is read here."""
+HEADER_OFFSET = 0x1F1
+HEADER_END = 0x270
+READ_SIZE = 0x20000
+"""Enough of a file's start for the header and the version text: the real-mode part is at most this long."""
 
-OLDEST_PROTOCOL = 0x20C
-"""Boot protocol 2.12 brought xloadflags."""
+BOOT_FLAG = 0xAA55
+HDRS = b"HdrS"
+MIN_VERSION = 0x020C
+MAX_BANNER_SIZE = 512
 
-BOOT_FLAG, HEADER_MAGIC, PROTOCOL, VERSION_POINTER = 0x1FE, 0x202, 0x206, 0x20E
-LOADFLAGS, ALIGNMENT, RELOCATABLE, XLOADFLAGS, CMDLINE_SIZE = 0x211, 0x230, 0x234, 0x236, 0x238
-PREF_ADDRESS, INIT_SIZE, HEADER_END = 0x258, 0x260, 0x268
-AARCH64_MAGIC_OFFSET = 0x38
-MAX_BANNER = 512
-
-
-class Arch(StrEnum):
-    """Architectures that an EIF can be made for."""
-
-    X86_64 = "x86_64"
-    AARCH64 = "aarch64"
+LOADED_HIGH = 0x01
+"""loadflags: the protected-mode kernel goes to 1 MiB."""
+KERNEL_64 = 0x0001
+"""xloadflags: a 64-bit kernel, with a 64-bit entry at 0x200 of the protected-mode part."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
-    """Sizes and addresses in bytes; an aarch64 Image has only an architecture."""
+class BzImage:
+    """A checked setup header. Sizes in bytes."""
 
-    arch: Arch
-    banner: str = ""
-    """Version, builder and compiler, as ``uname`` would say it."""
-    cmdline_size: int = 2047
-    alignment: int = 0x200000
-    preferred_address: int = 0
-    init_size: int = 0
-    """Memory needed from the load address on, until the kernel has set itself up."""
+    setup_sects: int
+    version: int
+    loadflags: int
+    code32_start: int
+    initrd_addr_max: int
+    kernel_alignment: int
+    relocatable: bool
+    xloadflags: int
+    cmdline_size: int
+    payload_offset: int
+    payload_length: int
+    pref_address: int
+    init_size: int
+    banner: str
+
+    LAYOUT: ClassVar[Struct] = Struct(
+        "<"  #       little-endian, no padding
+        "B"  # 0x1f1 setup_sects, 0 means 4
+        "12x"  #     root_flags, syssize, ram_size, vid_mode, root_dev
+        "H"  # 0x1fe boot_flag
+        "2x"  #      jump
+        "4s"  # 0x202 header
+        "H"  # 0x206 version, major and minor byte
+        "6x"  #      realmode_swtch, start_sys_seg
+        "H"  # 0x20e kernel_version, of the text, less 0x200
+        "x"  #       type_of_loader
+        "B"  # 0x211 loadflags
+        "2x"  #      setup_move_size
+        "I"  # 0x214 code32_start
+        "20x"  #     ramdisk_image, ramdisk_size, bootsect_kludge, heap_end_ptr, ext_loader_ver, ..., cmd_line_ptr
+        "I"  # 0x22c initrd_addr_max
+        "I"  # 0x230 kernel_alignment
+        "B"  # 0x234 relocatable_kernel
+        "x"  #       min_alignment
+        "H"  # 0x236 xloadflags
+        "I"  # 0x238 cmdline_size
+        "12x"  #     hardware_subarch and its data
+        "I"  # 0x248 payload_offset, from the protected-mode kernel's start
+        "I"  # 0x24c payload_length
+        "8x"  #      setup_data
+        "Q"  # 0x258 pref_address
+        "I"  # 0x260 init_size, memory needed from the load address on
+        "12x"  #     handover_offset, kernel_info_offset
+    )
 
     @property
-    def version(self) -> str:
-        """The first word of the banner, ``6.12.0`` for instance; empty where there is none."""
-        return self.banner.split(" ", 1)[0]
+    def protected_mode_offset(self) -> int:
+        """Where the protected-mode kernel starts in the file."""
+        return (self.setup_sects + 1) * 512
 
-    def load_address(self, image_end: int) -> int:
-        """Where the loader places the kernel (guest/loader/loader.c: place_kernel)."""
-        start = max(image_end, self.preferred_address)
-        return -(-start // self.alignment) * self.alignment
+    @property
+    def is_64_bit(self) -> bool:
+        """Whether this kernel is for x86_64."""
+        return bool(self.xloadflags & KERNEL_64)
 
-
-def parse(head: bytes) -> Kernel:
-    """Read the start of a kernel image (``HEAD_SIZE`` bytes are always enough)."""
-    if head[AARCH64_MAGIC_OFFSET : AARCH64_MAGIC_OFFSET + 4] == b"ARM\x64":
-        return Kernel(Arch.AARCH64)
-    if head[:4] == b"\x7fELF":
-        raise KernelError("kernel: got an ELF file (vmlinux), expected a bzImage")
-    if len(head) < HEADER_END:
-        raise KernelError(f"kernel: need at least {HEADER_END} bytes of a bzImage, have {len(head)}")
-    flag, magic = unpack_from("<H", head, BOOT_FLAG)[0], head[HEADER_MAGIC : HEADER_MAGIC + 4]
-    if flag != 0xAA55 or magic != b"HdrS":
-        raise KernelError(
-            f"kernel: got boot flag 0x{flag:04x} and magic {magic!r}, expected 0xaa55 and b'HdrS' of a bzImage"
+    @classmethod
+    def parse(cls, head: bytes, size: int) -> Self:
+        """From the file's first bytes (READ_SIZE of them, or all) and its size. KernelError when it cannot boot."""
+        if len(head) < HEADER_END:
+            raise TruncatedError(f"bzImage header: need {HEADER_END} bytes, have {len(head)}")
+        fields = cls.LAYOUT.unpack_from(head, HEADER_OFFSET)
+        setup_sects, boot_flag, magic, version, text, loadflags, code32_start, initrd_addr_max = fields[:8]
+        kernel_alignment, relocatable, xloadflags, cmdline_size, payload_offset, payload_length = fields[8:14]
+        pref_address, init_size = fields[14:]
+        if boot_flag != BOOT_FLAG:
+            raise KernelError(f"bzImage header: boot flag 0x{boot_flag:04x}, expected 0x{BOOT_FLAG:04x}")
+        if magic != HDRS:
+            raise KernelError(f"bzImage header: magic {magic!r} at 0x202, expected {HDRS!r}")
+        if version < MIN_VERSION:
+            raise KernelError(f"bzImage header: boot protocol 0x{version:04x}, expected 0x{MIN_VERSION:04x} or later")
+        if not loadflags & LOADED_HIGH:
+            raise KernelError("bzImage header: a kernel to be loaded low (zImage), expected a bzImage")
+        setup_sects = setup_sects or 4
+        kernel_start = (setup_sects + 1) * 512
+        if kernel_start >= size:
+            raise TruncatedError(f"bzImage: protected-mode kernel at 0x{kernel_start:x} of a file of 0x{size:x} bytes")
+        if payload_offset + payload_length > size - kernel_start:
+            raise TruncatedError(
+                f"bzImage: compressed kernel ends at 0x{kernel_start + payload_offset + payload_length:x}"
+                f" of a file of 0x{size:x} bytes"
+            )
+        if not kernel_alignment or kernel_alignment & (kernel_alignment - 1):
+            raise KernelError(f"bzImage header: kernel_alignment 0x{kernel_alignment:x}, expected a power of two")
+        banner = head[text + 0x200 : text + 0x200 + MAX_BANNER_SIZE] if text else b""
+        return cls(
+            *(setup_sects, version, loadflags, code32_start, initrd_addr_max, kernel_alignment, bool(relocatable)),
+            *(xloadflags, cmdline_size, payload_offset, payload_length, pref_address, init_size),
+            banner=banner.partition(b"\0")[0].decode("ascii", "backslashreplace"),
         )
-    protocol = unpack_from("<H", head, PROTOCOL)[0]
-    if protocol < OLDEST_PROTOCOL:
-        raise KernelError(f"kernel: boot protocol 0x{protocol:04x}, expected 0x{OLDEST_PROTOCOL:04x} or newer")
-    if not head[LOADFLAGS] & 1 or not unpack_from("<H", head, XLOADFLAGS)[0] & 1:
-        raise KernelError("kernel: not a 64-bit bzImage that loads high")
-    if not head[RELOCATABLE]:
-        raise KernelError("kernel: not relocatable", hint="build it with CONFIG_RELOCATABLE")
-    alignment = unpack_from("<I", head, ALIGNMENT)[0]
-    if alignment == 0 or alignment & (alignment - 1):
-        raise KernelError(f"kernel: alignment 0x{alignment:x}, expected a power of two")
-    start = unpack_from("<H", head, VERSION_POINTER)[0] + 0x200
-    banner = head[start : start + MAX_BANNER].split(b"\0", 1)[0] if start > 0x200 else b""
-    return Kernel(
-        arch=Arch.X86_64,
-        banner=banner.decode("ascii", errors="replace"),
-        cmdline_size=unpack_from("<I", head, CMDLINE_SIZE)[0],
-        alignment=alignment,
-        preferred_address=unpack_from("<Q", head, PREF_ADDRESS)[0],
-        init_size=unpack_from("<I", head, INIT_SIZE)[0],
-    )

@@ -45,7 +45,7 @@ class Entry:
 
     # As thirteen 32-bit numbers; in the file each one is eight hexadecimal digits.
     LAYOUT: ClassVar[Struct] = Struct(
-        ">"  #      big-endian, no padding
+        ">"  #      big-endian
         "I"  # 0x06 ino
         "I"  # 0x0e mode, with the file type
         "I"  # 0x16 uid
@@ -107,7 +107,7 @@ def archive_size(entries: Iterable[Entry]) -> int:
     return size + -size % BLOCK_SIZE
 
 
-def archive(items: Iterable[tuple[Entry, Iterable[bytes | memoryview]]]) -> Iterator[bytes | memoryview]:
+def archive(items: Iterable[tuple[Entry, Iterable[bytes]]]) -> Iterator[bytes]:
     """The archive's bytes in pieces. Data that are not as long as their entry says are a ValueError."""
     written = 0
     for entry, data in items:

@@ -83,7 +83,7 @@ class InitConfig:
                 raise FormatError(f"init configuration: record {_text(record)}, expected key=value")
             if (index == 0) != (key == b"version"):
                 raise FormatError(
-                    f"init configuration: record {index} is {_text(key)}, expected version to be the first"
+                    f"init configuration: record {index} is {_text(key)}, expected version first and once"
                 )
             if key in lists:
                 lists[key].append(value)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames of the control connection between the host and init (docs/init.md). No I/O.
 
-A frame is a 5-byte header, type and payload length, and the payload. Types that are not known are skipped on either
-side, so images and hosts of different age understand each other.
+A frame is a 5-byte header, type and payload length, and the payload. Frames of types that are not known are skipped on
+either side, so images and hosts of different age understand each other. Neither side trusts the other: whatever a peer
+sends is a frame, is skipped, or is a ``ProtocolError``, and never takes more memory than the longest frame.
 """
 
 from __future__ import annotations
@@ -14,14 +15,32 @@ from struct import Struct
 
 from enclavekit.errors import ProtocolError
 
+PROTOCOL_VERSION = 1
+MAX_PAYLOAD = 1 << 16
+MAX_MESSAGE = 1024
+MAX_SIGNAL = 64
+HELLO_LOGS = 1
+"""A flag; unknown ones are ignored."""
+
 HEADER = Struct(
     ">"  #  big-endian, no padding
     "B"  # 0x0 type
     "I"  # 0x1 payload length, bytes
 )
-MAX_PAYLOAD = 1 << 16
-PROTOCOL_VERSION = 1
-HELLO_LOGS = 1
+HELLO = Struct(
+    ">"
+    "B"  # 0x0 protocol version
+    "B"  # 0x1 flags
+)
+STATUS = Struct(
+    ">"
+    "B"  # 0x0 kind
+    "B"  # 0x1 exit code or signal number, 0 for a failure
+    #      0x2 a failure's message, UTF-8
+)
+LOST = Struct(
+    ">Q"  # 0x0 bytes
+)
 STOP = Struct(
     ">"
     "B"  # 0x0 signal, 0 for the image's stop signal
@@ -55,11 +74,12 @@ class Hello:
 
     version: int = PROTOCOL_VERSION
     logs: bool = False
+    """Whether the image gives the application's output to the host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The end: an exit code, a signal number, or what init could not do."""
+    """The end: an exit code, a signal number, or what init could not do, in one printable line."""
 
     kind: StatusKind
     value: int = 0
@@ -82,7 +102,7 @@ class Stderr:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Bytes of output that init had to drop because nobody took them."""
+    """Bytes of output that init had to drop here, because nobody took them."""
 
     count: int
 
@@ -94,7 +114,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the application."""
+    """Send the application a signal (0: the image's stop signal), and after the grace SIGKILL."""
 
     signal: int = 0
     grace_ms: int = 0
@@ -107,15 +127,15 @@ def encode(frame: Frame) -> bytes:
     """Header and payload."""
     match frame:
         case Hello(version, logs):
-            kind, payload = FrameType.HELLO, bytes([version, HELLO_LOGS if logs else 0])
+            kind, payload = FrameType.HELLO, HELLO.pack(version, HELLO_LOGS if logs else 0)
         case Status(status, value, message):
-            kind, payload = FrameType.STATUS, bytes([status, value]) + message.encode()
+            kind, payload = FrameType.STATUS, STATUS.pack(status, value) + message.encode()
         case Stdout(data):
             kind, payload = FrameType.STDOUT, data
         case Stderr(data):
             kind, payload = FrameType.STDERR, data
         case Lost(count):
-            kind, payload = FrameType.LOST, count.to_bytes(8, "big")
+            kind, payload = FrameType.LOST, LOST.pack(count)
         case Ack():
             kind, payload = FrameType.ACK, b""
         case Stop(signal, grace_ms):
@@ -134,10 +154,13 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that ``data`` completes."""
         self._pending += data
+        return self._frames()
+
+    def _frames(self) -> Iterator[Frame]:
         while len(self._pending) >= HEADER.size:
             kind, length = HEADER.unpack_from(self._pending)
             if length > MAX_PAYLOAD:
-                raise ProtocolError(f"frame 0x{kind:02x} from init: {length} bytes, expected at most {MAX_PAYLOAD}")
+                raise ProtocolError(f"control frame 0x{kind:02x}: {length} bytes, expected at most {MAX_PAYLOAD}")
             if len(self._pending) < HEADER.size + length:
                 return
             payload = bytes(self._pending[HEADER.size : HEADER.size + length])
@@ -150,28 +173,51 @@ class Decoder:
 def _decode(kind: int, payload: bytes) -> Frame | None:  # noqa: PLR0911 - one a type
     match kind:
         case FrameType.HELLO:
-            _need(kind, payload, 2)
-            return Hello(payload[0], bool(payload[1] & HELLO_LOGS))
+            return _hello(payload)
         case FrameType.STATUS:
-            _need(kind, payload, 2)
-            if payload[0] not in list(StatusKind):
-                raise ProtocolError(f"status from init: kind {payload[0]}, expected 0 to {max(StatusKind)}")
-            return Status(StatusKind(payload[0]), payload[1], payload[2:].decode(errors="replace"))
+            return _status(payload)
         case FrameType.STDOUT:
             return Stdout(payload)
         case FrameType.STDERR:
             return Stderr(payload)
         case FrameType.LOST:
-            _need(kind, payload, 8)
-            return Lost(int.from_bytes(payload[:8], "big"))
+            _need_exactly(kind, payload, LOST.size)
+            return Lost(*LOST.unpack(payload))
         case FrameType.ACK:
+            _need_exactly(kind, payload, 0)
             return Ack()
         case FrameType.STOP:
-            _need(kind, payload, STOP.size)
-            return Stop(*STOP.unpack_from(payload))
+            _need_exactly(kind, payload, STOP.size)
+            signal, grace_ms = STOP.unpack(payload)
+            if signal > MAX_SIGNAL:
+                raise ProtocolError(f"stop frame: signal {signal}, expected 0 to {MAX_SIGNAL}")
+            return Stop(signal, grace_ms)
     return None
 
 
-def _need(kind: int, payload: bytes, size: int) -> None:
-    if len(payload) < size:
-        raise ProtocolError(f"frame 0x{kind:02x}: need {size} bytes, have {len(payload)}")
+def _hello(payload: bytes) -> Hello:
+    _need_exactly(FrameType.HELLO, payload, HELLO.size)
+    version, flags = HELLO.unpack(payload)
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(f"hello frame: protocol version {version}, expected {PROTOCOL_VERSION}")
+    return Hello(version, bool(flags & HELLO_LOGS))
+
+
+def _status(payload: bytes) -> Status:
+    if not STATUS.size <= len(payload) <= STATUS.size + MAX_MESSAGE:
+        raise ProtocolError(
+            f"status frame: {len(payload)} bytes, expected {STATUS.size} to {STATUS.size + MAX_MESSAGE}"
+        )
+    kind, value = STATUS.unpack_from(payload)
+    if kind not in list(StatusKind):
+        raise ProtocolError(f"status frame: kind {kind}, expected 0 to {max(StatusKind)}")
+    if kind == StatusKind.SIGNALLED and not 1 <= value <= MAX_SIGNAL:
+        raise ProtocolError(f"status frame: signal {value}, expected 1 to {MAX_SIGNAL}")
+    # It ends up on terminals: no control characters.
+    text = payload[STATUS.size :].decode(errors="replace")
+    return Status(StatusKind(kind), value, "".join(c if c.isprintable() else "\ufffd" for c in text))
+
+
+def _need_exactly(kind: int, payload: bytes, size: int) -> None:
+    if len(payload) != size:
+        raise ProtocolError(f"control frame 0x{kind:02x}: {len(payload)} bytes, expected {size}")

@@ -1,34 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The enclave image format: read, write, measure, describe."""
+"""The enclave image format: read, written, measured and described."""
 
-from enclavekit.eif.describe import describe
-from enclavekit.eif.layout import Header, HeaderFlag, SectionHeader, SectionType
-from enclavekit.eif.measure import Measurements, extend, measure, pcr_of
-from enclavekit.eif.metadata import Discovery, KernelInfo, Metadata
-from enclavekit.eif.reader import Image, Section, read, read_kernel, read_section
-from enclavekit.eif.writer import BytesContent, Content, FileContent, NewSection, write
+from enclavekit.eif.content import CHUNK_SIZE, BytesContent, Content, FileContent
+from enclavekit.eif.describe import describe, measurements_object
+from enclavekit.eif.layout import Arch, Header, SectionHeader, SectionType
+from enclavekit.eif.measure import Measured, Measurements, digest_file, extend, measure
+from enclavekit.eif.metadata import BuildInfo, Discovery, KernelInfo, Metadata
+from enclavekit.eif.reader import Image, ImageSection, read, read_section
+from enclavekit.eif.writer import Section, Written, write
 
 __all__ = [
+    "CHUNK_SIZE",
+    "Arch",
+    "BuildInfo",
     "BytesContent",
     "Content",
     "Discovery",
     "FileContent",
     "Header",
-    "HeaderFlag",
     "Image",
+    "ImageSection",
     "KernelInfo",
+    "Measured",
     "Measurements",
     "Metadata",
-    "NewSection",
     "Section",
     "SectionHeader",
     "SectionType",
+    "Written",
     "describe",
+    "digest_file",
     "extend",
     "measure",
-    "pcr_of",
+    "measurements_object",
     "read",
-    "read_kernel",
     "read_section",
     "write",
 ]

@@ -1,31 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EIF, the enclave image format: one header, then sections, back to back; all integers big-endian (docs/eif.md)."""
+"""EIF, the enclave image format: the header of 548 bytes and the 12-byte header before each section's data.
+
+Source: aws-nitro-enclaves-image-format README and src/defs/mod.rs. All integers are big-endian. Nothing is aligned; the
+header's table has the place of each section header, and the size of the data after it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 from typing import ClassVar, Self
 
-from enclavekit.codec.bzimage import Arch
 from enclavekit.errors import EifError, TruncatedError
 
 MAGIC = b".eif"
 VERSION = 4
-READABLE_VERSIONS = (2, 3, 4)
+VERSIONS = (2, 3, 4)
 MAX_SECTIONS = 32
-DEFAULT_MEMORY = 1 << 30
-"""Bytes; hypervisors ignore it."""
-DEFAULT_CPUS = 2
-"""Ignored as well."""
-SIGNATURE_MAX_SIZE = 32768
-METADATA_VERSION = 4
-"""From this version on a metadata section must be there."""
+HEADER_SIZE = 548
+SECTION_HEADER_SIZE = 12
+CRC_OFFSET = 0x220
+MAX_OFFSET = (1 << 63) - 1
+"""A file can be no larger (off_t)."""
+
+FLAG_AARCH64 = 0x0001
+
+
+class Arch(IntEnum):
+    """Bit 0 of the header's flags."""
+
+    X86_64 = 0
+    AARCH64 = 1
+
+    def __str__(self) -> str:
+        return self.name.lower()
 
 
 class SectionType(IntEnum):
-    """What a section holds; 0 and all others make an image invalid."""
+    """What a section holds. 0 is invalid on purpose."""
 
     KERNEL = 1
     CMDLINE = 2
@@ -33,115 +46,97 @@ class SectionType(IntEnum):
     SIGNATURE = 4
     METADATA = 5
 
-    @property
-    def label(self) -> str:
-        """As it is written in descriptions: ``Kernel``."""
-        return self.name.capitalize()
-
-
-class HeaderFlag(IntFlag):
-    """Bits of the header's flags; unknown ones are kept."""
-
-    AARCH64 = 1
+    def __str__(self) -> str:
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """EIF header, 548 bytes. Slots of the tables past ``num_sections`` are 0; their order is the file's."""
-
-    LAYOUT: ClassVar[Struct] = Struct(
-        ">"  #    big-endian, no padding
-        "4s"  #   0x000 magic
-        "H"  #    0x004 version
-        "H"  #    0x006 flags
-        "Q"  #    0x008 default memory, bytes
-        "Q"  #    0x010 default CPUs
-        "H"  #    0x018 reserved
-        "H"  #    0x01a number of sections
-        "32Q"  #  0x01c offsets of the section headers in the file
-        "32Q"  #  0x11c sizes of the sections' data, bytes
-        "I"  #    0x21c unused
-        "I"  #    0x220 CRC-32 of everything but this field
-    )
-    CRC_OFFSET: ClassVar[int] = 0x220
+    """The first 548 bytes of the file. ``default_mem`` is in bytes; hypervisors ignore it and ``default_cpus``."""
 
     version: int
-    flags: HeaderFlag
+    flags: int
+    default_mem: int
+    default_cpus: int
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    crc: int = 0
-    default_memory: int = DEFAULT_MEMORY
-    default_cpus: int = DEFAULT_CPUS
+    crc: int
+
+    LAYOUT: ClassVar[Struct] = Struct(
+        ">"  #        big-endian, no padding
+        "4s"  # 0x000 magic
+        "H"  #  0x004 version
+        "H"  #  0x006 flags
+        "Q"  #  0x008 default_mem, bytes
+        "Q"  #  0x010 default_cpus
+        "2x"  # 0x018 reserved
+        "H"  #  0x01a num_sections
+        "32Q"  # 0x01c section_offsets, from the file's start to each section header
+        "32Q"  # 0x11c section_sizes, data only
+        "4x"  # 0x21c unused
+        "I"  #  0x220 eif_crc32, of everything but these four bytes
+    )
 
     @property
     def arch(self) -> Arch:
-        """The architecture that the image is for."""
-        return Arch.AARCH64 if self.flags & HeaderFlag.AARCH64 else Arch.X86_64
+        """The architecture that the kernel is for."""
+        return Arch.AARCH64 if self.flags & FLAG_AARCH64 else Arch.X86_64
 
     def __bytes__(self) -> bytes:
-        """548 bytes."""
-        unused = (0,) * (MAX_SECTIONS - len(self.offsets))
+        count = len(self.offsets)
+        if count != len(self.sizes) or count > MAX_SECTIONS:
+            raise ValueError(f"{count} offsets and {len(self.sizes)} sizes, expected as many, and at most 32")
+        unused = (0,) * (MAX_SECTIONS - count)
         return self.LAYOUT.pack(
-            MAGIC,
-            self.version,
-            self.flags,
-            self.default_memory,
-            self.default_cpus,
-            0,
-            len(self.offsets),
-            *self.offsets,
-            *unused,
-            *self.sizes,
-            *unused,
-            0,
+            *(MAGIC, self.version, self.flags, self.default_mem, self.default_cpus, count),
+            *(*self.offsets, *unused),
+            *(*self.sizes, *unused),
             self.crc,
         )
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Length, magic and count are checked here, what depends on the file in ``reader``."""
-        if len(data) < cls.LAYOUT.size:
-            if not data.startswith(MAGIC[: len(data)]) or not data:
-                raise EifError(f"not an EIF: got {data[:4]!r} at offset 0x000, expected {MAGIC!r}")
-            raise TruncatedError(f"EIF header at offset 0x000: need {cls.LAYOUT.size} bytes, have {len(data)}")
-        magic, version, flags, memory, cpus, _, count, *tables, _, crc = cls.LAYOUT.unpack_from(data)
-        if magic != MAGIC:
-            raise EifError(f"not an EIF: got {magic!r} at offset 0x000, expected {MAGIC!r}")
-        if version not in READABLE_VERSIONS:
-            raise EifError(f"EIF version at offset 0x004: got {version}, expected 2, 3 or 4")
-        if not 2 <= count <= MAX_SECTIONS:
-            raise EifError(f"EIF section count at offset 0x01a: got {count}, expected 2 to {MAX_SECTIONS}")
-        offsets, sizes = tables[:count], tables[MAX_SECTIONS : MAX_SECTIONS + count]
-        return cls(version, HeaderFlag(flags), tuple(offsets), tuple(sizes), crc, memory, cpus)
+        """From the file's first bytes."""
+        if data[:4] != MAGIC[: len(data[:4])] or not data:
+            raise EifError(f"EIF header: magic {data[:4]!r}, expected {MAGIC!r}", hint="this is not an enclave image")
+        if len(data) < HEADER_SIZE:
+            raise TruncatedError(f"EIF header: need {HEADER_SIZE} bytes, have {len(data)}")
+        _, version, flags, default_mem, default_cpus, count, *table, crc = cls.LAYOUT.unpack_from(data)
+        if version not in VERSIONS:
+            raise EifError(f"EIF header: version {version}, expected 2, 3 or 4")
+        if not 0 < count <= MAX_SECTIONS:
+            raise EifError(f"EIF header: {count} sections, expected 1 to {MAX_SECTIONS}")
+        offsets, sizes = table[:count], table[MAX_SECTIONS : MAX_SECTIONS + count]
+        return cls(version, flags, default_mem, default_cpus, tuple(offsets), tuple(sizes), crc)
 
 
 @dataclass(frozen=True, slots=True)
 class SectionHeader:
-    """Section header, 12 bytes, before the section's data."""
+    """12 bytes before a section's data."""
 
-    LAYOUT: ClassVar[Struct] = Struct(
-        ">"  #  big-endian, no padding
-        "H"  # 0x0 section type
-        "H"  # 0x2 flags, reserved
-        "Q"  # 0x4 size of the data that follow, bytes
-    )
     type: SectionType
     size: int
 
+    LAYOUT: ClassVar[Struct] = Struct(
+        ">"  #     big-endian, no padding
+        "H"  # 0x0 section_type
+        "H"  # 0x2 flags, reserved
+        "Q"  # 0x4 section_size, bytes of data that follow
+    )
+
     def __bytes__(self) -> bytes:
-        """12 bytes."""
         return self.LAYOUT.pack(self.type, 0, self.size)
 
     @classmethod
     def parse(cls, data: bytes, offset: int) -> Self:
-        """``data`` are the 12 bytes at ``offset`` of the file."""
-        if len(data) < cls.LAYOUT.size:
-            raise TruncatedError(
-                f"section header at offset 0x{offset:x}: need {cls.LAYOUT.size} bytes, have {len(data)}"
-            )
+        """From 12 bytes; ``offset``, theirs in the file, is for the message."""
+        where = f"section header at offset 0x{offset:x}"
+        if len(data) < SECTION_HEADER_SIZE:
+            raise TruncatedError(f"{where}: need {SECTION_HEADER_SIZE} bytes, have {len(data)}")
         code, flags, size = cls.LAYOUT.unpack(data)
-        if code not in list(SectionType):
-            raise EifError(f"section header at offset 0x{offset:x}: got type {code}, expected 1 to {max(SectionType)}")
         if flags:
-            raise EifError(f"section header at offset 0x{offset:x}: got flags 0x{flags:04x}, expected 0")
-        return cls(SectionType(code), size)
+            raise EifError(f"{where}: flags 0x{flags:04x}, expected 0x0000")
+        try:
+            return cls(SectionType(code), size)
+        except ValueError:
+            raise EifError(f"{where}: type {code}, expected 1 to 5") from None

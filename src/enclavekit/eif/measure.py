@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurement of an EIF: PCR0, PCR1, PCR2 and the CRC, in one streaming pass each, side by side.
+"""Measurements: PCR0, PCR1 and PCR2 as the hypervisor computes them, and the file's CRC.
 
-PCRn = SHA-384(48 zero bytes ‖ SHA-384(content)): PCR0 of kernel, command line and all ramdisks; PCR1 of kernel, command
-line and the first ramdisk, which is PCR0's prefix; PCR2 of the other ramdisks. Headers, metadata and signature are not
-measured. hashlib and zlib release the GIL, so PCR0's chain has one core, PCR2 and the CRC the other.
+Source: aws-nitro-enclaves-image-format README, AWS Nitro Enclaves user guide "Where to get an enclave's measurements".
+
+    PCR0 = extend(kernel ‖ cmdline ‖ every ramdisk)         extend(data) = SHA-384(48 zero bytes ‖ SHA-384(data))
+    PCR1 = extend(kernel ‖ cmdline ‖ first ramdisk)
+    PCR2 = extend(every other ramdisk)
+
+Only the sections' data count, in file order. PCR1's hash is where PCR0's stands after the first ramdisk, so one hash,
+the *chain*, makes both; nothing can make it faster, for SHA-384 is serial. PCR2 and the CRC run beside it in threads
+(hashlib and zlib let go of the interpreter's lock).
 """
 
 from __future__ import annotations
@@ -11,151 +17,217 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self
 
-from enclavekit.eif.layout import Header, SectionType
-from enclavekit.eif.reader import Image, Section
+from enclavekit.eif.content import CHUNK_SIZE
+from enclavekit.eif.layout import CRC_OFFSET, HEADER_SIZE, SectionType
+from enclavekit.eif.reader import Image
 from enclavekit.errors import FileError, TruncatedError
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 DIGEST_SIZE = 48
-CHUNK = 1 << 18
-"""Bytes read at a time: fits a core's cache, so that the hash does not wait for memory."""
+PLATFORM = (SectionType.KERNEL, SectionType.CMDLINE)
+"""Measured in PCR0 and PCR1, with the first ramdisk."""
 
-HASH_ALGORITHM = "Sha512_48 { .. }"
-"""As nitro-cli 1.5 prints SHA-384."""
-
-
-class Hash(Protocol):
-    """What hashlib gives."""
-
-    def update(self, data: bytes | memoryview, /) -> None:
-        """Take in more."""
-
-    def digest(self) -> bytes:
-        """Of what has been taken in so far."""
-
-    def copy(self) -> Hash:
-        """An independent one that goes on from here."""
+_QUEUED_CHUNKS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """PCR values, 48 bytes each."""
+    """The values that an attestation document of an enclave in production mode will have, 48 bytes each."""
 
     pcr0: bytes
     pcr1: bytes
     pcr2: bytes
 
-    def as_dict(self) -> dict[str, str]:
-        """nitro-cli's Measurements object."""
-        return {
-            "HashAlgorithm": HASH_ALGORITHM,
-            "PCR0": self.pcr0.hex(),
-            "PCR1": self.pcr1.hex(),
-            "PCR2": self.pcr2.hex(),
-        }
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All that reading the whole file tells. ``section_digests`` are SHA-384 of each section's data, when asked for."""
+
+    measurements: Measurements
+    crc: int
+    section_digests: tuple[bytes, ...] | None = None
 
 
 def extend(digest: bytes) -> bytes:
-    """A PCR that was zero, extended once."""
+    """A PCR that was all zeros and is extended once, by the SHA-384 digest of some content."""
     return hashlib.sha384(bytes(DIGEST_SIZE) + digest).digest()
 
 
-def pcr_of(chunks: Iterable[bytes | memoryview]) -> bytes:
-    """The PCR of one stream of bytes, as ``nitro-cli pcr --input`` has it."""
-    digest = hashlib.sha384()
-    for chunk in chunks:
-        digest.update(chunk)
-    return extend(digest.digest())
+def measure(file: BinaryIO, image: Image, *, name: str, section_digests: bool = False) -> Measured:
+    """Read the whole file (twice, side by side) in buffers of 256 KiB. ``name`` is the file's, for messages.
+
+    The digests of all sections cost nothing but time on the second CPU; it is noticeable with a large first ramdisk.
+    """
+    stop = Event()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        beside = pool.submit(_measure_beside, file.fileno(), image, name, section_digests, stop)
+        try:
+            pcr0, pcr1 = _measure_chain(file.fileno(), image, name)
+        except BaseException:
+            stop.set()
+            raise
+        pcr2, crc, digests = beside.result()
+    return Measured(Measurements(pcr0, pcr1, pcr2), crc, digests)
 
 
-class Measuring:
-    """Takes section data in file order, section by section; PCR1's hash is copied out of PCR0's on the way."""
-
-    def __init__(self) -> None:
-        self._all: Hash = hashlib.sha384()
-        self._boot: Hash | None = None
-        self._application: Hash = hashlib.sha384()
-        self._ramdisks = 0
-
-    def hashes(self, kind: SectionType) -> tuple[Hash, ...]:
-        """The hashes that the next section's data must be given to, in any interleaving."""
-        if kind in (SectionType.METADATA, SectionType.SIGNATURE):
-            return ()
-        if kind is SectionType.RAMDISK:
-            self._ramdisks += 1
-            if self._ramdisks == 2:
-                self._boot = self._all.copy()
-            if self._ramdisks > 1:
-                return (self._all, self._application)
-        return (self._all,)
-
-    def result(self) -> Measurements:
-        """The PCRs of what was taken in."""
-        boot = self._boot if self._boot is not None else self._all
-        return Measurements(*(extend(digest.digest()) for digest in (self._all, boot, self._application)))
+def digest_file(file: BinaryIO, name: str) -> bytes:
+    """SHA-384 of a whole file."""
+    hasher = hashlib.sha384()
+    for chunk in _chunks(file.fileno(), 0, os.fstat(file.fileno()).st_size, name):
+        hasher.update(chunk)
+    return hasher.digest()
 
 
-def measure(file: BinaryIO, image: Image) -> tuple[Measurements, int]:
-    """PCRs and CRC of an image in an ordinary file. Errors: ``FileError``, ``TruncatedError``."""
-    measured = [s for s in image.sections if s.type not in (SectionType.METADATA, SectionType.SIGNATURE)]
-    ramdisks = image.ramdisks
-
-    def chain() -> tuple[bytes, bytes]:
-        digest, boot = hashlib.sha384(), None
-        for section in measured:
-            if len(ramdisks) > 1 and section == ramdisks[1]:
-                boot = digest.digest()
-            for chunk in chunks(file, section.offset, section.size):
-                digest.update(chunk)
-        return digest.digest(), boot or digest.digest()
-
-    def application() -> bytes:
-        digest = hashlib.sha384()
-        for section in ramdisks[1:]:
-            for chunk in chunks(file, section.offset, section.size):
-                digest.update(chunk)
-        return digest.digest()
-
-    with ThreadPoolExecutor(2) as pool:
-        pcr0_and_1 = pool.submit(chain)
-        pcr2 = pool.submit(application)
-        crc = checksum(file, image)
-        all_, boot = pcr0_and_1.result()
-        return Measurements(extend(all_), extend(boot), extend(pcr2.result())), crc
+def _measure_chain(descriptor: int, image: Image, name: str) -> tuple[bytes, bytes]:
+    measured = [one for one in image.sections if one.type in (*PLATFORM, SectionType.RAMDISK)]
+    first = [one for one in measured if one.type in PLATFORM or one is image.ramdisks[0]]
+    chain = hashlib.sha384()
+    pcr1 = b""
+    for index, section in enumerate(measured, 1):
+        for chunk in _chunks(descriptor, section.offset, section.size, name):
+            chain.update(chunk)
+        if measured[:index] == first:
+            pcr1 = chain.digest()
+    if not pcr1:  # a command line that stands behind the second ramdisk: legal, and never seen
+        prefix = hashlib.sha384()
+        for section in first:
+            for chunk in _chunks(descriptor, section.offset, section.size, name):
+                prefix.update(chunk)
+        pcr1 = prefix.digest()
+    return extend(chain.digest()), extend(pcr1)
 
 
-def checksum(file: BinaryIO, image: Image) -> int:
-    """CRC-32 of everything in the file but the CRC itself, which is left out."""
-    crc = 0
-    for chunk in chunks(file, 0, Header.CRC_OFFSET):
-        crc = zlib.crc32(chunk, crc)
-    for chunk in chunks(file, Header.LAYOUT.size, image.size - Header.LAYOUT.size):
-        crc = zlib.crc32(chunk, crc)
-    return crc
+def _measure_beside(
+    descriptor: int, image: Image, name: str, section_digests: bool, stop: Event
+) -> tuple[bytes, int, tuple[bytes, ...] | None]:
+    application = hashlib.sha384()
+    digests = []
+    crc = zlib.crc32(b"".join(bytes(chunk) for chunk in _chunks(descriptor, 0, CRC_OFFSET, name)))
+    for section in image.sections:
+        for chunk in _chunks(descriptor, section.header_offset, section.offset - section.header_offset, name):
+            crc = zlib.crc32(chunk, crc)
+        # The digest of the second ramdisk is what PCR2 is made of, so it is not computed twice.
+        hashers = [application] if section in image.ramdisks[1:] else []
+        own = hashlib.sha384() if section_digests and section not in image.ramdisks[1:2] else None
+        hashers += [own] if own else []
+        for chunk in _chunks(descriptor, section.offset, section.size, name):
+            if stop.is_set():
+                return b"", 0, None
+            crc = zlib.crc32(chunk, crc)
+            for hasher in hashers:
+                hasher.update(chunk)
+        if section_digests:
+            digests.append((own or application).digest())
+    return extend(application.digest()), crc, tuple(digests) if section_digests else None
 
 
-def section_digest(file: BinaryIO, section: Section) -> bytes:
-    """SHA-384 of a section's data."""
-    digest = hashlib.sha384()
-    for chunk in chunks(file, section.offset, section.size):
-        digest.update(chunk)
-    return digest.digest()
+def _chunks(descriptor: int, offset: int, size: int, name: str) -> Iterator[memoryview]:
+    """A range of the file in pieces, each valid until the next one.
 
-
-def chunks(file: BinaryIO, offset: int, size: int) -> Iterator[memoryview]:
-    """Bytes of a file, in one buffer that is used again for each chunk. Any number of threads may read one file."""
-    buffer = memoryview(bytearray(min(CHUNK, size)))
+    Read, not mapped: a mapped file that someone shortens kills its reader.
+    """
+    buffer = memoryview(bytearray(min(CHUNK_SIZE, size)))
     end = offset + size
     while offset < end:
         try:
-            count = os.preadv(file.fileno(), [buffer[: min(CHUNK, end - offset)]], offset)
+            have = os.preadv(descriptor, [buffer[: end - offset]], offset)
         except OSError as error:
-            raise FileError.of(error, str(file.name), "read") from error
-        if not count:
-            raise TruncatedError(f"{file.name}: ends at offset 0x{offset:x}, expected 0x{end:x}")
-        yield buffer[:count]
-        offset += count
+            raise FileError.of(error, name, "read") from error
+        if not have:
+            raise TruncatedError(f"{name}: ends at offset 0x{offset:x}, expected 0x{end:x}")
+        yield buffer[:have]
+        offset += have
+
+
+class Measurer:
+    """Measures data as they are written, once: the chain and PCR2 in threads of their own, the CRC in the caller's.
+
+    A context manager. At most 4 MiB of data wait for a thread.
+    """
+
+    def __init__(self, sections: Sequence[SectionType]) -> None:
+        platform = [index for index, kind in enumerate(sections) if kind in PLATFORM]
+        ramdisks = [index for index, kind in enumerate(sections) if kind is SectionType.RAMDISK]
+        if max(platform) > ramdisks[0]:
+            raise ValueError("the kernel and the command line must stand before the ramdisks")
+        self._chained = {*platform, *ramdisks}
+        self._application = set(ramdisks[1:])
+        self._first_ramdisk = ramdisks[0]
+        self._pcr1 = b""
+        self._chain = _HashThread()
+        self._pcr2 = _HashThread()
+        self.crc = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._chain.finish()
+        self._pcr2.finish()
+
+    def header(self, data: bytes) -> None:
+        """The EIF header, or a section header: only the CRC covers them; it leaves its own four bytes out."""
+        self.crc = zlib.crc32(data[:CRC_OFFSET] if len(data) == HEADER_SIZE else data, self.crc)
+
+    def data(self, index: int, chunk: bytes) -> None:
+        """Some data of the section of that index."""
+        if index in self._chained:
+            self._chain.update(chunk)
+        if index in self._application:
+            self._pcr2.update(chunk)
+        self.crc = zlib.crc32(chunk, self.crc)
+
+    def end(self, index: int) -> None:
+        """The section of that index is complete."""
+        if index == self._first_ramdisk:
+            self._pcr1 = self._chain.digest()
+
+    def measurements(self) -> Measurements:
+        """Once all sections are complete."""
+        return Measurements(extend(self._chain.digest()), extend(self._pcr1), extend(self._pcr2.digest()))
+
+
+class _HashThread:
+    """A SHA-384 that runs behind its caller, by no more than a few chunks."""
+
+    def __init__(self) -> None:
+        self._hasher: _Hash = hashlib.sha384()
+        self._queue: SimpleQueue[bytes | Event | None] = SimpleQueue()
+        self._room = Semaphore(_QUEUED_CHUNKS)
+        self._thread = Thread(target=self._run, name="sha384", daemon=True)
+        self._thread.start()
+
+    def update(self, chunk: bytes) -> None:
+        self._room.acquire()
+        self._queue.put(chunk)
+
+    def digest(self) -> bytes:
+        """Of all that was given so far."""
+        reached = Event()
+        self._queue.put(reached)
+        reached.wait()
+        return self._hasher.digest()
+
+    def finish(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, Event):
+                item.set()
+            else:
+                self._hasher.update(item)
+                self._room.release()

@@ -1,106 +1,146 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata section: JSON with upstream's keys, and what we say of the kernel. Not measured: trust none of it."""
+"""The metadata section: JSON that says what an image is called and how it was made. Not measured, so it proves nothing.
+
+Source: aws-nitro-enclaves-image-format src/defs/eif_hasher.rs and src/utils/identity.rs for the keys, all of which are
+needed. ``Kernel`` is ours: which kernel this is, and how it finds its virtio-mmio devices; other readers skip it.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any
+from enum import Enum
+from typing import Any, Self
 
-from enclavekit.codec import bzimage
 from enclavekit.errors import EifError
 
-PAGE = 4096
-DISTRIBUTION_KERNELS = ("debian", "ubuntu")
-"""Words in the banner of kernels that find virtio-mmio devices by ACPI only."""
+PAGE_SIZE = 4096
 
 
-class Discovery(StrEnum):
-    """How a kernel learns of its virtio-mmio devices."""
+class Discovery(Enum):
+    """How a kernel finds virtio-mmio devices; both ways are always offered to it, each can hinder the other kind."""
 
     ACPI = "acpi"
-    """From ACPI's LNRO0005 devices: Debian's kernels."""
     CMDLINE = "cmdline"
-    """From its command line; CPUs and interrupts from the MP table: kernels made for enclaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelInfo:
-    """Which kernel the image was built with."""
+    """The kernel in the image; ``sha384`` is the hexadecimal digest of its file."""
 
     name: str
     sha384: str
     discovery: Discovery
 
-    def as_dict(self) -> dict[str, str]:
-        """Our own key in the metadata; readers that do not know it skip it."""
-        return {"Name": self.name, "SHA384": self.sha384, "Discovery": self.discovery.value}
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """How the image was made. ``time`` is RFC 3339."""
+
+    time: str
+    tool: str
+    tool_version: str
+    operating_system: str
+    kernel_version: str
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """Upstream's keys, in upstream's order."""
+    """The whole section. ``docker_info`` and ``custom`` are any JSON."""
 
     image_name: str
     image_version: str
-    build_time: int
-    """Seconds since 1970."""
-    build_tool: str
-    build_tool_version: str
-    operating_system: str = "Linux"
-    kernel_version: str = "Unknown"
+    build: BuildInfo
+    docker_info: Any = None
+    custom: Any = None
     kernel: KernelInfo | None = None
 
-    def to_json(self) -> bytes:
-        """Compact JSON."""
-        value: dict[str, Any] = {
+    def encode(self, offset: int = 0) -> bytes:
+        """Compact JSON, filled up with spaces so that after it, at ``offset``, and one section header a page begins.
+
+        A ramdisk that starts on a page is used where it lies; of one that does not, Linux warns with a stack trace.
+        """
+        section_header_size = 12
+        text = json.dumps(self._object(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        data = text.encode()
+        return data + b" " * (-(offset + len(data) + section_header_size) % PAGE_SIZE)
+
+    def _object(self) -> dict[str, Any]:
+        made: dict[str, Any] = {
             "ImageName": self.image_name,
             "ImageVersion": self.image_version,
             "BuildMetadata": {
-                "BuildTime": datetime.fromtimestamp(self.build_time, UTC).isoformat(),
-                "BuildTool": self.build_tool,
-                "BuildToolVersion": self.build_tool_version,
-                "OperatingSystem": self.operating_system,
-                "KernelVersion": self.kernel_version,
+                "BuildTime": self.build.time,
+                "BuildTool": self.build.tool,
+                "BuildToolVersion": self.build.tool_version,
+                "OperatingSystem": self.build.operating_system,
+                "KernelVersion": self.build.kernel_version,
             },
-            "DockerInfo": None,
-            "CustomMetadata": None,
+            "DockerInfo": self.docker_info,
+            "CustomMetadata": self.custom,
         }
-        if self.kernel is not None:
-            value["Kernel"] = self.kernel.as_dict()
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+        if self.kernel:
+            made["Kernel"] = {
+                "Name": self.kernel.name,
+                "SHA384": self.kernel.sha384,
+                "Discovery": self.kernel.discovery.value,
+            }
+        return made
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """The inverse of encode; unknown keys are skipped, missing or odd ones an EifError."""
+        made = _object_of(_load(data), "metadata")
+        build = _object_of(made.get("BuildMetadata"), "metadata BuildMetadata")
+        for key in ("DockerInfo", "CustomMetadata"):
+            if key not in made:
+                raise EifError(f"metadata: no key {key}")
+        return cls(
+            image_name=_string(made, "ImageName"),
+            image_version=_string(made, "ImageVersion"),
+            build=BuildInfo(
+                time=_string(build, "BuildTime"),
+                tool=_string(build, "BuildTool"),
+                tool_version=_string(build, "BuildToolVersion"),
+                operating_system=_string(build, "OperatingSystem"),
+                kernel_version=_string(build, "KernelVersion"),
+            ),
+            docker_info=made["DockerInfo"],
+            custom=made["CustomMetadata"],
+            kernel=_kernel(made["Kernel"]) if "Kernel" in made else None,
+        )
 
 
-def pad(metadata: bytes, offset: int, header_size: int) -> bytes:
-    """Metadata whose data start at ``offset`` of the file, with spaces after it, so that the next section's data starts
-    on a page of the file, and so, as images lie at 8 MiB, of memory."""
-    return metadata + b" " * (-(offset + len(metadata) + header_size) % PAGE)
+def _kernel(value: object) -> KernelInfo:
+    kernel = _object_of(value, "metadata Kernel")
+    discovery = _string(kernel, "Discovery")
+    if discovery not in [one.value for one in Discovery]:
+        raise EifError(f"metadata Kernel: discovery {discovery[:32]!r}, expected acpi or cmdline")
+    return KernelInfo(_string(kernel, "Name"), _string(kernel, "SHA384"), Discovery(discovery))
 
 
-def parse(data: bytes) -> dict[str, Any]:
-    """The JSON object of a metadata section; ``null`` and ``{}`` are empty. Errors: ``EifError``."""
+def _load(data: bytes) -> object:
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode(), parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # lone surrogates and 1e999 pass the parser
     except (ValueError, RecursionError) as error:
-        raise EifError(f"metadata section: not JSON: {error}") from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise EifError(f"metadata section: got a JSON {type(value).__name__}, expected an object")
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(": ")[0].lower()
+        raise EifError(f"metadata: not JSON in UTF-8: {reason}") from error
     return value
 
 
-def discovery(metadata: dict[str, Any], kernel: bzimage.Kernel) -> Discovery:
-    """What the image says; else what its kernel's banner tells. Real enclaves have no ACPI, so that is the default."""
-    said = metadata.get("Kernel")
-    if isinstance(said, dict) and said.get("Discovery") in list(Discovery):
-        return Discovery(said["Discovery"])
-    return guess_discovery(kernel)
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
-def guess_discovery(kernel: bzimage.Kernel) -> Discovery:
-    """From the banner alone."""
-    banner = kernel.banner.lower()
-    return Discovery.ACPI if any(word in banner for word in DISTRIBUTION_KERNELS) else Discovery.CMDLINE
+def _object_of(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise EifError(f"{where}: {type(value).__name__}, expected an object")
+    return value
+
+
+def _string(made: dict[str, Any], key: str) -> str:
+    value = made.get(key)
+    if not isinstance(value, str):
+        raise EifError(f"metadata: {key} is {type(value).__name__}, expected a string")
+    return value

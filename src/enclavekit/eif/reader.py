@@ -1,146 +1,156 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an EIF as strictly as a hypervisor does; section data is not read, only found."""
+"""Reads an EIF's structure and leaves the sections' data where they are.
+
+The rules are those of the strictest known loaders (QEMU hw/core/eif.c and the format's README): what is read here, they
+load. Not checked here: the CRC, the measurements (``measure``), the kernel, the ramdisks and the signature.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import BinaryIO
 
-from enclavekit.codec import bzimage
-from enclavekit.codec.bzimage import Arch
-from enclavekit.eif.layout import METADATA_VERSION, SIGNATURE_MAX_SIZE, Header, SectionHeader, SectionType
-from enclavekit.errors import EifError, FileError, TruncatedError
+from enclavekit.eif.layout import (
+    HEADER_SIZE,
+    SECTION_HEADER_SIZE,
+    Arch,
+    Header,
+    SectionHeader,
+    SectionType,
+)
+from enclavekit.errors import EifError, TruncatedError
 
-MAX_METADATA_SIZE = 1 << 20
-"""Bytes of metadata that are looked at; upstream's custom part is limited to 4 KiB."""
-MAX_CMDLINE_SIZE = 1 << 16
+MAX_HELD_SIZES = {SectionType.CMDLINE: 1 << 16, SectionType.SIGNATURE: 1 << 15, SectionType.METADATA: 1 << 20}
+"""Sections that are read into memory, and how large they may be. Linux takes 4096 bytes of command line at most."""
+
+_SINCE = {SectionType.SIGNATURE: 3, SectionType.METADATA: 4}
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """Where a section's data lie in the file, in bytes."""
+class ImageSection:
+    """Where a section lies; ``offset`` and ``size`` are those of its data, ``header_offset`` is 12 less."""
 
     type: SectionType
-    offset: int
+    header_offset: int
     size: int
+
+    @property
+    def offset(self) -> int:
+        """Where the data start in the file."""
+        return self.header_offset + SECTION_HEADER_SIZE
 
     @property
     def end(self) -> int:
-        """The first byte after it."""
+        """Where the data end in the file."""
         return self.offset + self.size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Image:
-    """An EIF that a hypervisor would accept, but for its CRC and signature, which take reading all of it."""
+    """The structure of a well-formed EIF. Sections are in file order; ``size`` is the whole file's."""
 
     header: Header
-    sections: tuple[Section, ...]
+    sections: tuple[ImageSection, ...]
     size: int
-    """Of the file, in bytes."""
 
     @property
     def arch(self) -> Arch:
-        """The architecture that the image is for."""
+        """The architecture that the header names."""
         return self.header.arch
 
-    def of_type(self, kind: SectionType) -> tuple[Section, ...]:
-        """All sections of one type, in file order."""
+    @cached_property
+    def kernel(self) -> ImageSection:
+        """The kernel: a bzImage on x86_64."""
+        return self._all(SectionType.KERNEL)[0]
+
+    @cached_property
+    def cmdline(self) -> ImageSection:
+        """The measured command line, without a NUL."""
+        return self._all(SectionType.CMDLINE)[0]
+
+    @cached_property
+    def ramdisks(self) -> tuple[ImageSection, ...]:
+        """At least one; the first one is the platform's, the others are the application's."""
+        return self._all(SectionType.RAMDISK)
+
+    @cached_property
+    def metadata(self) -> ImageSection | None:
+        """Always there from version 4 on."""
+        return next(iter(self._all(SectionType.METADATA)), None)
+
+    @cached_property
+    def signature(self) -> ImageSection | None:
+        """The signature, unchecked."""
+        return next(iter(self._all(SectionType.SIGNATURE)), None)
+
+    def _all(self, kind: SectionType) -> tuple[ImageSection, ...]:
         return tuple(section for section in self.sections if section.type is kind)
-
-    @property
-    def kernel(self) -> Section:
-        """The one kernel."""
-        return self.of_type(SectionType.KERNEL)[0]
-
-    @property
-    def cmdline(self) -> Section:
-        """The one command line."""
-        return self.of_type(SectionType.CMDLINE)[0]
-
-    @property
-    def ramdisks(self) -> tuple[Section, ...]:
-        """All ramdisks; at least one."""
-        return self.of_type(SectionType.RAMDISK)
-
-    @property
-    def is_signed(self) -> bool:
-        """Whether there is a signature, good or bad."""
-        return bool(self.of_type(SectionType.SIGNATURE))
 
 
 def read(file: BinaryIO) -> Image:
-    """Parse the EIF in a seekable file. Errors: ``EifError``, ``TruncatedError``, ``FileError``."""
-    size = file.seek(0, os.SEEK_END)
-    header = Header.parse(_read_at(file, 0, Header.LAYOUT.size))
-    sections = tuple(_sections(file, header, size))
-    _check(header, sections, size)
-    return Image(header, sections, size)
+    """The structure of the EIF in a seekable file; EifError or TruncatedError for anything that is none."""
+    size = file.seek(0, 2)
+    header = Header.parse(_read_at(file, 0, HEADER_SIZE))
+    sections: list[ImageSection] = []
+    end = HEADER_SIZE
+    for index, (offset, data_size) in enumerate(zip(header.offsets, header.sizes, strict=True)):
+        if offset < end:
+            raise EifError(f"section {index}: header at offset 0x{offset:x}, expected 0x{end:x} or later")
+        if offset > size - SECTION_HEADER_SIZE:
+            raise TruncatedError(f"section {index}: header at offset 0x{offset:x}, the file ends at 0x{size:x}")
+        section_header = SectionHeader.parse(_read_at(file, offset, SECTION_HEADER_SIZE), offset)
+        if section_header.size != data_size:
+            raise EifError(
+                f"section header at offset 0x{offset:x}: size 0x{section_header.size:x}, expected 0x{data_size:x}"
+                " as in the EIF header"
+            )
+        section = ImageSection(section_header.type, offset, data_size)
+        if section.end > size:
+            raise TruncatedError(
+                f"section {index}: {section.type} ends at 0x{section.end:x}, the file ends at 0x{size:x}"
+            )
+        sections.append(section)
+        end = section.end
+    check_sections(header.version, [(section.type, section.size) for section in sections])
+    return Image(header, tuple(sections), size)
 
 
-def read_section(file: BinaryIO, section: Section, limit: int) -> bytes:
-    """All of a small section's data."""
-    if section.size > limit:
-        raise EifError(
-            f"{section.type.name.lower()} section at offset 0x{section.offset:x}: {section.size} bytes, "
-            f"expected at most {limit}"
+def read_section(file: BinaryIO, section: ImageSection) -> bytes:
+    """The data of a command line, metadata or signature (``read`` has bounded their sizes)."""
+    if section.type not in MAX_HELD_SIZES:
+        raise ValueError(f"a {section.type} is not to be held in memory")
+    data = _read_at(file, section.offset, section.size)
+    if len(data) < section.size:
+        raise TruncatedError(
+            f"{section.type} at offset 0x{section.offset:x}: need {section.size} bytes, have {len(data)}"
         )
-    return _read_at(file, section.offset, section.size)
+    return data
 
 
-def read_kernel(file: BinaryIO, image: Image) -> bzimage.Kernel:
-    """What the image's kernel says of itself. Errors: ``KernelError``."""
-    return bzimage.parse(_read_at(file, image.kernel.offset, min(image.kernel.size, bzimage.HEAD_SIZE)))
-
-
-def _sections(file: BinaryIO, header: Header, size: int) -> Iterator[Section]:
-    for number, (offset, data_size) in enumerate(zip(header.offsets, header.sizes, strict=True)):
-        where = f"section {number} at offset 0x{offset:x}"
-        if offset < Header.LAYOUT.size:
-            raise EifError(f"{where}: inside the header, expected 0x{Header.LAYOUT.size:x} or more")
-        found = SectionHeader.parse(_read_at(file, offset, SectionHeader.LAYOUT.size) if offset < size else b"", offset)
-        if found.size != data_size:
-            raise EifError(f"{where}: got size {found.size} in its header, expected {data_size} as in the table")
-        start = offset + SectionHeader.LAYOUT.size
-        if data_size > size - start:
-            raise TruncatedError(f"{where}: need {data_size} bytes of data, have {size - start}")
-        yield Section(found.type, start, data_size)
-
-
-def _check(header: Header, sections: tuple[Section, ...], size: int) -> None:
-    """What must hold between sections."""
-    in_order = sorted(sections, key=lambda section: section.offset)
-    for before, after in pairwise(in_order):
-        if after.offset - SectionHeader.LAYOUT.size < before.end:
-            raise EifError(f"section at offset 0x{after.offset - 12:x}: overlaps the one that ends at 0x{before.end:x}")
-    kinds = [section.type for section in sections]
+def check_sections(version: int, sections: list[tuple[SectionType, int]]) -> None:
+    """EifError unless these types and sizes, in this order, make an image that every loader takes."""
+    types = [kind for kind, _ in sections]
     for kind in (SectionType.KERNEL, SectionType.CMDLINE):
-        if kinds.count(kind) != 1:
-            raise EifError(f"EIF: got {kinds.count(kind)} {kind.name.lower()} sections, expected 1")
-    for kind in (SectionType.METADATA, SectionType.SIGNATURE):
-        if kinds.count(kind) > 1:
-            raise EifError(f"EIF: got {kinds.count(kind)} {kind.name.lower()} sections, expected at most 1")
-    if SectionType.RAMDISK not in kinds:
-        raise EifError("EIF: got no ramdisk section, expected at least 1")
-    if kinds.index(SectionType.RAMDISK) < kinds.index(SectionType.KERNEL):
-        raise EifError("EIF: got a ramdisk before the kernel, expected every ramdisk after it")
-    if header.version >= METADATA_VERSION and SectionType.METADATA not in kinds:
-        raise EifError(f"EIF: got no metadata section, expected one in version {header.version}")
-    for section in sections:
-        if section.type is SectionType.SIGNATURE and section.size > SIGNATURE_MAX_SIZE:
-            raise EifError(f"signature section: got {section.size} bytes, expected at most {SIGNATURE_MAX_SIZE}")
-    if in_order[-1].end < size:
-        raise EifError(
-            f"EIF: {size - in_order[-1].end} bytes after the last section, which ends at 0x{in_order[-1].end:x}"
-        )
+        if types.count(kind) != 1:
+            raise EifError(f"EIF sections: {types.count(kind)} of type {kind}, expected exactly 1")
+    if SectionType.RAMDISK not in types:
+        raise EifError("EIF sections: 0 of type ramdisk, expected at least 1")
+    if types.index(SectionType.RAMDISK) < types.index(SectionType.KERNEL):
+        raise EifError("EIF sections: a ramdisk before the kernel, expected all of them after it")
+    for kind, since in _SINCE.items():
+        if types.count(kind) > 1:
+            raise EifError(f"EIF sections: {types.count(kind)} of type {kind}, expected at most 1")
+        if kind in types and version < since:
+            raise EifError(f"EIF sections: {kind} in version {version}, expected version {since} or later")
+    if version == max(_SINCE.values()) and SectionType.METADATA not in types:
+        raise EifError(f"EIF sections: no metadata, which version {version} must have")
+    for kind, size in sections:
+        limit = MAX_HELD_SIZES.get(kind, size)
+        if size > limit:
+            raise EifError(f"EIF sections: {kind} of {size} bytes, expected at most {limit}")
 
 
 def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    try:
-        file.seek(offset)
-        return file.read(size)
-    except OSError as error:
-        raise FileError.of(error, str(getattr(file, "name", "image")), "read") from error
+    file.seek(offset)
+    return file.read(size)

@@ -1,132 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing an EIF in one pass: sizes are known before, so the header goes first; measured while it is written."""
+"""Writes an EIF in one pass: the sizes are known beforehand, the data are streamed, the CRC is put in at the end."""
 
 from __future__ import annotations
 
-import os
-import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-from enclavekit.codec.bzimage import Arch
-from enclavekit.eif.layout import MAX_SECTIONS, VERSION, Header, HeaderFlag, SectionHeader, SectionType
-from enclavekit.eif.measure import CHUNK, Measurements, Measuring
-from enclavekit.errors import BuildError, FileError
+from enclavekit.eif.content import Content
+from enclavekit.eif.layout import (
+    CRC_OFFSET,
+    FLAG_AARCH64,
+    HEADER_SIZE,
+    MAX_OFFSET,
+    MAX_SECTIONS,
+    SECTION_HEADER_SIZE,
+    VERSION,
+    Arch,
+    Header,
+    SectionHeader,
+    SectionType,
+)
+from enclavekit.eif.measure import Measurements, Measurer
+from enclavekit.eif.reader import check_sections
+from enclavekit.errors import EifError
 
-Buffer = bytes | memoryview
-
-
-class Content(Protocol):
-    """A section's data: how much, and then the bytes, as often as asked."""
-
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-
-    def chunks(self) -> Iterator[Buffer]:
-        """The data, piece by piece; a piece is only good until the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class BytesContent:
-    """Data that is at hand."""
-
-    data: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-        return len(self.data)
-
-    def chunks(self) -> Iterator[Buffer]:
-        """In one piece."""
-        yield self.data
+DEFAULT_MEM = 1 << 30
+DEFAULT_CPUS = 2
+"""Both as AWS's tools write them; no one reads them."""
 
 
 @dataclass(frozen=True, slots=True)
-class FileContent:
-    """A whole file, as large as it was when this was made."""
-
-    path: Path
-    size: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileContent:
-        """Take the file's size now; should it change later, writing fails."""
-        try:
-            return cls(path, path.stat().st_size)
-        except OSError as error:
-            raise FileError.of(error, path, "read") from error
-
-    def chunks(self) -> Iterator[Buffer]:
-        """Read it."""
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                while data := file.read(CHUNK):
-                    yield data
-        except OSError as error:
-            raise FileError.of(error, self.path, "read") from error
-
-
-@dataclass(frozen=True, slots=True)
-class NewSection:
+class Section:
     """A section to be written."""
 
     type: SectionType
     content: Content
 
 
-def data_offset(sections: Sequence[NewSection]) -> int:
-    """Where the data of a section that follows these would start in the file."""
-    return (
-        Header.LAYOUT.size
-        + sum(SectionHeader.LAYOUT.size + s.content.size for s in sections)
-        + SectionHeader.LAYOUT.size
-    )
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What ``write`` has made. ``size`` in bytes."""
+
+    measurements: Measurements
+    crc: int
+    size: int
 
 
-def write(out: BinaryIO, sections: Sequence[NewSection], arch: Arch) -> Measurements:
-    """Write an EIF of version 4 to a seekable ``out``, from where it stands. Errors: ``BuildError`` and ``out``'s."""
-    if len(sections) > MAX_SECTIONS:
-        raise BuildError(f"EIF: {len(sections)} sections, expected at most {MAX_SECTIONS}")
-    offsets = tuple(data_offset(sections[:number]) - SectionHeader.LAYOUT.size for number in range(len(sections)))
-    sizes = tuple(section.content.size for section in sections)
-    flags = HeaderFlag.AARCH64 if arch is Arch.AARCH64 else HeaderFlag(0)
-    start = out.tell()
-    header = bytes(Header(VERSION, flags, offsets, sizes))
-    out.write(header)
-    crc = zlib.crc32(header[: Header.CRC_OFFSET])
-    measuring = Measuring()
-    with ThreadPoolExecutor(2) as pool:
-        for number, section in enumerate(sections):
+def write(out: BinaryIO, sections: Sequence[Section], *, arch: Arch, version: int = VERSION) -> Written:
+    """Write the sections in this order to a seekable file that stands at its start.
+
+    The kernel and the command line come before the ramdisks. EifError when the sections make no image; a content that
+    is not as long as it said is a ValueError.
+    """
+    header = plan(sections, arch=arch, version=version)
+    with Measurer([section.type for section in sections]) as measurer:
+        head = bytes(header)
+        measurer.header(head)
+        out.write(head)
+        for index, section in enumerate(sections):
             head = bytes(SectionHeader(section.type, section.content.size))
+            measurer.header(head)
             out.write(head)
-            crc = zlib.crc32(head, crc)
-            hashes = measuring.hashes(section.type)
             written = 0
             for chunk in section.content.chunks():
-                # The second hash of an application's ramdisk runs beside the first.
-                second = pool.submit(hashes[1].update, chunk) if len(hashes) > 1 else None
-                if hashes:
-                    hashes[0].update(chunk)
-                crc = zlib.crc32(chunk, crc)
+                measurer.data(index, chunk)
                 out.write(chunk)
-                if second is not None:
-                    second.result()
                 written += len(chunk)
-                if written > section.content.size:
-                    break
             if written != section.content.size:
-                raise BuildError(
-                    f"section {number} ({section.type.name.lower()}): got {written} bytes or more, "
-                    f"expected {section.content.size}",
-                    hint="a file changed while it was read",
-                )
-    end = out.tell()
-    out.seek(start + Header.CRC_OFFSET)
-    out.write(crc.to_bytes(4, "big"))
-    out.seek(end, os.SEEK_SET)
-    return measuring.result()
+                raise ValueError(f"{section.type} gave {written} bytes, said {section.content.size}")
+            measurer.end(index)
+        measurements = measurer.measurements()
+        out.seek(CRC_OFFSET)
+        out.write(measurer.crc.to_bytes(4, "big"))
+        return Written(measurements, measurer.crc, header.offsets[-1] + SECTION_HEADER_SIZE + header.sizes[-1])
+
+
+def plan(sections: Sequence[Section], *, arch: Arch, version: int = VERSION) -> Header:
+    """The header of the image that ``write`` makes of these sections, its CRC still 0."""
+    if len(sections) > MAX_SECTIONS:
+        raise EifError(f"EIF sections: {len(sections)}, expected at most {MAX_SECTIONS}")
+    check_sections(version, [(section.type, section.content.size) for section in sections])
+    offsets, offset = [], HEADER_SIZE
+    for section in sections:
+        offsets.append(offset)
+        offset += SECTION_HEADER_SIZE + section.content.size
+    if offset > MAX_OFFSET:
+        raise EifError(f"EIF sections: 0x{offset:x} bytes in all, expected at most 0x{MAX_OFFSET:x}")
+    return Header(
+        version=version,
+        flags=FLAG_AARCH64 if arch is Arch.AARCH64 else 0,
+        default_mem=DEFAULT_MEM,
+        default_cpus=DEFAULT_CPUS,
+        offsets=tuple(offsets),
+        sizes=tuple(section.content.size for section in sections),
+        crc=0,
+    )

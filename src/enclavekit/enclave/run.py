@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from enclavekit import eif
-from enclavekit.codec.bzimage import Arch, Kernel
-from enclavekit.eif import SectionType
-from enclavekit.eif.metadata import discovery
-from enclavekit.eif.metadata import parse as parse_metadata
-from enclavekit.eif.reader import MAX_METADATA_SIZE
+from enclavekit.codec.bzimage import READ_SIZE, BzImage
+from enclavekit.eif import Arch
 from enclavekit.enclave.directory import claim
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
-from enclavekit.errors import EifError, LaunchError
+from enclavekit.errors import LaunchError
 from enclavekit.hypervisor.contract import LaunchSpec, Mode
 from enclavekit.hypervisor.launch import launch
 from enclavekit.hypervisor.qemu import QemuCarrier
+from enclavekit.image.kernel import image_discovery
 from enclavekit.platform.machine import MAX_CPUS
 from enclavekit.platform.placement import choose_memory, needed_memory
 
@@ -59,24 +57,11 @@ def plan(file: BinaryIO, memory: int | None) -> Plan:
     """Read an image and choose its memory. Errors: ``EifError``, ``KernelError``, ``LaunchError``."""
     image = eif.read(file)
     if image.arch is not Arch.X86_64:
-        raise LaunchError(f"image for {image.arch.value}, expected {Arch.X86_64.value}, as this machine is")
-    kernel = eif.read_kernel(file, image)
-    if kernel.arch is not image.arch:
-        raise LaunchError(f"image for {image.arch.value} with a kernel for {kernel.arch.value}")
-    ramdisks = sum(section.size for section in image.ramdisks)
-    return Plan(
-        image, choose_memory(needed_memory(kernel, image.size, ramdisks), memory), _discovery(file, image, kernel)
-    )
-
-
-def _discovery(file: BinaryIO, image: eif.Image, kernel: Kernel) -> eif.Discovery:
-    metadata = {}
-    for section in image.of_type(SectionType.METADATA):
-        try:
-            metadata = parse_metadata(eif.read_section(file, section, MAX_METADATA_SIZE))
-        except EifError:
-            continue  # not measured, and of no use to the enclave: broken metadata does not keep it from booting
-    return discovery(metadata, kernel)
+        raise LaunchError(f"image for {image.arch}, expected {Arch.X86_64}, as this machine is")
+    file.seek(image.kernel.offset)
+    kernel = BzImage.parse(file.read(min(READ_SIZE, image.kernel.size)), image.kernel.size)
+    needed = needed_memory(kernel, image.size, sum(section.size for section in image.ramdisks))
+    return Plan(image, choose_memory(needed, memory), image_discovery(file, image))
 
 
 def run(

@@ -29,6 +29,9 @@ HEARTBEAT_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 5.0
 """From init's last word, or the closing of its connection, to the end of the machine."""
 
+DRAIN_TIMEOUT_S = 1.0
+"""For the device to hand over what came before the end."""
+
 STOP_GRACE_S = 5.0
 """Between the polite signal and the end by force."""
 
@@ -153,23 +156,25 @@ class Supervisor:
             self._end_deadline = time.monotonic() + STOP_GRACE_S + END_TIMEOUT_S
         self._stop_requests_seen = self._stop_requests
 
-    def _read_console(self) -> None:
+    def _read_console(self) -> bool:
+        """Take in what the serial line has said; whether there may be more."""
         console = self._enclave.console()
-        if console is None:
-            return
+        if console is None or console not in self._selector.get_map():
+            return False
         try:
             data = os.read(console, READ_SIZE)
         except BlockingIOError:
-            return
+            return False
         except ConnectionResetError:
             data = b""
         if not data:
             self._selector.unregister(console)
-            return
+            return False
         self._tail += data
         del self._tail[:-CONSOLE_TAIL]
         if self._streams.console is not None:
             self._streams.console(data)
+        return True
 
     def _heartbeat(self) -> None:
         self._selector.unregister(self._enclave.heartbeat_fd())
@@ -187,21 +192,23 @@ class Supervisor:
         if self._streams.on_running is not None:
             self._streams.on_running(logs)
 
-    def _read_control(self) -> None:
-        if self._control is None:
-            return
+    def _read_control(self) -> bool:
+        """Take in what init has said; whether there may be more."""
+        if self._control is None or self._control not in self._selector.get_map():
+            return False
         try:
             data = self._control.recv(READ_SIZE)
         except BlockingIOError:
-            return
+            return False
         except ConnectionResetError:
             data = b""
         if not data:
             self._selector.unregister(self._control)
             self._end_deadline = self._end_deadline or time.monotonic() + END_TIMEOUT_S
-            return
+            return False
         for frame in self._decoder.feed(data):
             self._take(frame)
+        return True
 
     def _take(self, frame: init_frames.Frame) -> None:
         match frame:
@@ -224,16 +231,14 @@ class Supervisor:
 
     def _ended(self) -> Outcome:
         """The machine is off: take what is still in the pipes, then say why."""
-        console = self._enclave.console()
-        while console is not None and console in self._selector.get_map():
-            before = len(self._tail), bytes(self._tail[-64:])
-            self._read_console()
-            if (len(self._tail), bytes(self._tail[-64:])) == before:
-                break
+        while self._read_console():
+            pass
+        # What init said last may still be on its way through the device, which closes the connection behind it.
         if self._control is not None:
-            with contextlib.suppress(OSError, ProtocolError, KeyError):
-                while self._control in self._selector.get_map():
-                    self._read_control()
+            self._control.settimeout(DRAIN_TIMEOUT_S)
+            with contextlib.suppress(TimeoutError, ProtocolError):
+                while self._read_control():
+                    pass
         outcome = self._outcome()
         if outcome is not None:
             return outcome

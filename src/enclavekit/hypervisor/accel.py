@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,12 +29,12 @@ class Choice:
     reason: str
 
 
-def choose(wanted: Accel | None = None) -> Choice:
+def choose(wanted: Accel | None = None, *, probe: Callable[[], float] = kvm.measure_speed) -> Choice:
     """Probe KVM with a tiny guest; ``wanted`` overrules, but KVM must at least be there."""
     if wanted is Accel.TCG:
         return Choice(Accel.TCG, "asked for")
     try:
-        speed = kvm.measure_speed()
+        speed = probe()
     except OSError as error:
         reason = f"/dev/kvm: {(error.strerror or str(error)).lower()}"
         if wanted is Accel.KVM:

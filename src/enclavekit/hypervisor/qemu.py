@@ -115,6 +115,7 @@ class QemuEnclave:
             directory=self._spec.directory,
             parent_directory=self._spec.parent_directory,
             on_heartbeat=lambda: os.eventfd_write(heartbeat, 1),
+            on_failure=self._device_failed,
         )
         self._cleanup.callback(self._backend.close)
         self._backend.start()
@@ -227,6 +228,11 @@ class QemuEnclave:
                 self._process.kill()
                 self._process.wait()
         self._cleanup.close()
+
+    def _device_failed(self) -> None:
+        """Comes in the device's thread: an enclave whose device is gone must not run on."""
+        if self._process is not None:
+            self._process.kill()
 
     def _own(self, fd: int) -> int:
         self._cleanup.callback(os.close, fd)

@@ -1,136 +1,146 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A root filesystem in memory: names, types and owners here, file contents still where they came from.
+"""A file system in memory, as a directory, a tar or layers of an image describe one; files' data stay where they are.
 
-Nothing is unpacked to disk, so no root is needed and no path can lead out. Paths are tuples of byte names; a source is
-hostile, so their number, length and depth are bounded.
+Paths are bytes, relative, without ``.``, ``..`` or empty parts; the root is ``b""``. A node that has two paths is a
+hard link. The order is that of the paths' bytes, in which a directory comes before what is in it.
 """
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from enclavekit.eif import BytesContent, Content
 from enclavekit.errors import SourceError
 
-MAX_ENTRIES = 2_000_000
-MAX_PATH = 4000
-"""Bytes; PATH_MAX less room for a prefix."""
-MAX_NAME = 255
-MAX_FILE_SIZE = 0xFFFF_FFFF
-"""cpio has 32 bits for a file's size."""
-MAX_LINKS = 40
-"""Symbolic links followed in one look-up, as Linux has it."""
+MAX_PATH_SIZE = 4095 - len(b"rootfs/")
+"""The kernel takes names of 4095 bytes, and the root file system gets a prefix in its ramdisk."""
+MAX_DEPTH = 256
+MAX_NODES = 1 << 20
+MAX_TIME = 0xFFFFFFFF
+"""cpio's last second, in 2106."""
 
-Path = tuple[bytes, ...]
-EMPTY = BytesContent(b"")
+_EMPTY = BytesContent(b"")
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "fifo",
+}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One inode. ``mode`` has the type's bits; ``content`` is a file's data or a symlink's target."""
+    """A file of any kind; ``mode`` holds type and permissions. A symlink's target is its content."""
 
     mode: int
     uid: int = 0
     gid: int = 0
     mtime: int = 0
-    content: Content = EMPTY
-    device: tuple[int, int] = (0, 0)
-    """Major and minor number of a device."""
+    content: Content = _EMPTY
+    rdev: tuple[int, int] = (0, 0)
 
     @property
     def is_directory(self) -> bool:
-        """Whether it may have children."""
+        """Whether other nodes can lie in this one."""
         return stat.S_ISDIR(self.mode)
 
     @property
     def is_symlink(self) -> bool:
-        """Whether its content is a target."""
+        """Whether the content is a path."""
         return stat.S_ISLNK(self.mode)
 
     @property
-    def is_file(self) -> bool:
-        """Whether its content is data."""
-        return stat.S_ISREG(self.mode)
+    def kind(self) -> str:
+        """In words."""
+        return _KINDS.get(stat.S_IFMT(self.mode), "file of an unknown kind")
 
 
-@dataclass(slots=True)
 class Tree:
-    """Paths and nodes; the same node under several paths is a hard link. The root is the empty path."""
+    """Nodes by path. What breaks the rules is a SourceError."""
 
-    nodes: dict[Path, Node] = field(default_factory=lambda: {(): Node(stat.S_IFDIR | 0o755)})
-    newest: int = 0
-    """The latest mtime of the source, before clamping."""
+    def __init__(self) -> None:
+        self._nodes: dict[bytes, Node] = {b"": Node(stat.S_IFDIR | 0o755)}
 
-    def add(self, path: Path, node: Node) -> None:
-        """Put a node in place; missing parents are made, a directory keeps its children."""
-        where = show(path)
-        if len(b"/".join(path)) > MAX_PATH or any(len(name) > MAX_NAME for name in path):
-            raise SourceError(f"{where}: path too long, expected at most {MAX_PATH} bytes, {MAX_NAME} in each name")
-        if any(name in (b"", b".", b"..") or b"/" in name or b"\0" in name for name in path):
-            raise SourceError(f"{where}: not a plain path")
-        if node.is_file and node.content.size > MAX_FILE_SIZE:
-            raise SourceError(
-                f"{where}: {node.content.size} bytes, expected less than 4 GiB: a ramdisk cannot hold more"
-            )
-        for depth in range(len(path)):
-            parent = self.nodes.get(path[:depth])
-            if parent is None:
-                self.nodes[path[:depth]] = Node(stat.S_IFDIR | 0o755)
-            elif not parent.is_directory:
-                raise SourceError(f"{where}: {show(path[:depth])} is not a directory")
-        before = self.nodes.get(path)
-        if before is not None and before.is_directory and not node.is_directory:
-            raise SourceError(f"{where}: stands for a directory and for something else")
-        self.nodes[path] = node
-        if len(self.nodes) > MAX_ENTRIES:
-            raise SourceError(f"more than {MAX_ENTRIES} entries")
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._nodes
 
-    def link(self, path: Path, target: Path) -> None:
-        """Make ``path`` another name of what ``target`` is."""
-        node = self.nodes.get(target)
-        if node is None or node.is_directory:
-            raise SourceError(f"{show(path)}: hard link to {show(target)}, which is no file here")
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def get(self, path: bytes) -> Node | None:
+        """The node at exactly this path: symlinks are not followed."""
+        return self._nodes.get(path)
+
+    def items(self) -> Iterator[tuple[bytes, Node]]:
+        """All nodes in order, the root first."""
+        for path in sorted(self._nodes):
+            yield path, self._nodes[path]
+
+    def add(self, path: bytes, node: Node) -> None:
+        """Put a node at a path; a later one replaces an earlier one. Missing parents become root's, with mode 0755."""
+        if len(path) > MAX_PATH_SIZE:
+            raise SourceError(f"path {shown(path[:64])}...: {len(path)} bytes, expected at most {MAX_PATH_SIZE}")
+        if path.count(b"/") >= MAX_DEPTH:
+            raise SourceError(f"path {shown(path[:64])}...: more than {MAX_DEPTH} directories deep")
+        old = self._nodes.get(path)
+        if old and old.is_directory and not node.is_directory:
+            raise SourceError(f"{shown(path)}: a {node.kind}, but a directory of that name came before")
+        self._add_parents(path)
+        self._put(path, node)
+
+    def link(self, path: bytes, target: bytes) -> None:
+        """Give the node at ``target`` another path."""
+        node = self._nodes.get(target)
+        if node is None:
+            raise SourceError(f"{shown(path)}: a hard link to {shown(target)}, which did not come before")
+        if node.is_directory:
+            raise SourceError(f"{shown(path)}: a hard link to the directory {shown(target)}")
         self.add(path, node)
 
     def clamp(self, epoch: int) -> None:
-        """No mtime later than ``epoch``, seconds since 1970. Hard links stay hard links."""
+        """Make no node newer than ``epoch``, in seconds since 1970."""
         clamped: dict[int, Node] = {}
-        for path, node in self.nodes.items():
-            if node.mtime > epoch:
-                if id(node) not in clamped:
-                    clamped[id(node)] = replace(node, mtime=epoch)
-                self.nodes[path] = clamped[id(node)]
+        for path, node in self._nodes.items():
+            if id(node) not in clamped:
+                clamped[id(node)] = replace(node, mtime=epoch) if node.mtime > epoch else node
+            self._nodes[path] = clamped[id(node)]
 
-    def sorted(self) -> Iterator[tuple[Path, Node]]:
-        """By path, byte by byte, parents first."""
-        yield from sorted(self.nodes.items(), key=lambda item: item[0])
+    def newest(self) -> int:
+        """The latest time of any node."""
+        return max(node.mtime for node in self._nodes.values())
 
-    def resolve(self, path: Path) -> Node | None:
-        """The node at a path, symbolic links followed within the tree; None where there is none."""
-        pending, seen = list(reversed(path)), 0
-        node: Node | None = self.nodes[()]
-        at: Path = ()
-        while pending:
-            name = pending.pop()
-            if name in (b"", b"."):
-                continue
-            at = at[:-1] if name == b".." else (*at, name)
-            node = self.nodes.get(at)
-            if node is None:
-                return None
-            if node.is_symlink:
-                seen += 1
-                if seen > MAX_LINKS:
-                    return None
-                target = b"".join(bytes(chunk) for chunk in node.content.chunks())
-                at = () if target.startswith(b"/") else at[:-1]
-                pending += reversed(target.split(b"/"))
-                node = self.nodes.get(at)
-        return node
+    def _add_parents(self, path: bytes) -> None:
+        parent = path.rpartition(b"/")[0]
+        missing = []
+        while (node := self._nodes.get(parent)) is None:
+            missing.append(parent)
+            parent = parent.rpartition(b"/")[0]
+        if not node.is_directory:
+            raise SourceError(f"{shown(path)}: lies in {shown(parent)}, which is a {node.kind}, expected a directory")
+        for one in reversed(missing):
+            self._put(one, Node(stat.S_IFDIR | 0o755))
+
+    def _put(self, path: bytes, node: Node) -> None:
+        if path not in self._nodes and len(self._nodes) >= MAX_NODES:
+            raise SourceError(f"{shown(path)}: more than {MAX_NODES} files")
+        self._nodes[path] = node
 
 
-def show(path: Path) -> str:
-    """For messages."""
-    return "/" + b"/".join(path).decode(errors="backslashreplace")
+def normalise(name: bytes) -> bytes:
+    """A name from an archive as a path of a tree: always relative to the root, never out of it."""
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise SourceError(f"{shown(name)}: a path with .., expected one that stays inside")
+    if b"\0" in name:
+        raise SourceError(f"{shown(name)}: a path with a NUL byte")
+    return b"/".join(parts)
+
+
+def shown(path: bytes) -> str:
+    """A path for a message: always printable, always one line."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text) or "/"

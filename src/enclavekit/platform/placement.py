@@ -7,7 +7,7 @@ its root file system, which Linux limits to half of the RAM (linux: mm/shmem.c),
 
 from __future__ import annotations
 
-from enclavekit.codec.bzimage import Kernel
+from enclavekit.codec.bzimage import BzImage
 from enclavekit.errors import ImageTooLargeError, LaunchError, NotEnoughMemoryError
 from enclavekit.platform.machine import GIB, IMAGE_LOAD_OFFSET, LOW_MEMORY_LIMIT, MIB
 
@@ -20,9 +20,15 @@ SMALLEST_AUTO = 256 * MIB
 LARGEST = 64 * GIB
 
 
-def needed_memory(kernel: Kernel, image_size: int, ramdisks_size: int) -> int:
+def load_address(kernel: BzImage, image_end: int) -> int:
+    """Where the loader places the kernel (guest/loader/loader.c: place_kernel)."""
+    start = max(image_end, kernel.pref_address)
+    return -(-start // kernel.kernel_alignment) * kernel.kernel_alignment
+
+
+def needed_memory(kernel: BzImage, image_size: int, ramdisks_size: int) -> int:
     """Bytes of RAM, in whole MiB, below which the image cannot boot. Errors: ``ImageTooLargeError``."""
-    kernel_end = kernel.load_address(IMAGE_LOAD_OFFSET + image_size) + kernel.init_size
+    kernel_end = load_address(kernel, IMAGE_LOAD_OFFSET + image_size) + kernel.init_size
     if kernel_end > LOW_MEMORY_LIMIT:
         raise ImageTooLargeError(
             f"image of {image_size} bytes: with its kernel it ends at 0x{kernel_end:x}, expected at most "

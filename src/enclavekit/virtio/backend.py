@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An enclave's vsock device as a carrier uses it: device, transport and host sockets on one thread."""
+"""A vsock device in a thread: QEMU's vhost-user socket on one side, Unix sockets of host programs on the other."""
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
-from enclavekit.errors import EnclaveConnectionError, FileError
-from enclavekit.virtio.host_sockets import ConnectListener, ParentRoute
+from enclavekit.errors import EnclaveConnectionError
+from enclavekit.virtio.host_sockets import CONNECT_TIMEOUT_S, MAX_PORT, Listener, ParentRoute
 from enclavekit.virtio.loop import Loop
+from enclavekit.virtio.streams import HEARTBEAT_PORT, HeartbeatStream, SocketStream
 from enclavekit.virtio.vhost_user import VhostUser
-from enclavekit.virtio.vsock import CONNECT_TIMEOUT_S, VsockDevice
-
-QUEUES = 2
-"""RX and TX; the event queue stays with QEMU."""
-HYPERVISOR_HOST_CID, PARENT_CID = 2, 3
+from enclavekit.virtio.vsock import VsockDevice
+from enclavekit.virtio.vsock_host import Outcome, Stream
+from enclavekit.virtio.vsock_packet import PARENT_CID, VMADDR_CID_HOST
 
 
 class VsockBackend:
-    """Serves one enclave until ``close``; ``connect`` may be called from any thread."""
+    """The vsock device of one enclave. ``transport`` is ours from now on; QEMU holds the other end.
+
+    Both callbacks come in the device's thread. ``on_heartbeat``: a heartbeat was heard. ``on_failure``: the device has
+    ended by itself, ``error`` says why; QEMU and the guest go on without it unless somebody ends them.
+    """
 
     def __init__(
         self,
@@ -33,66 +34,97 @@ class VsockBackend:
         directory: Path,
         parent_directory: Path | None,
         on_heartbeat: Callable[[], None] | None = None,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
-        self._loop = Loop(f"vsock-{enclave_id}")
-        self._loop.on_error = self._failed
-        self._error: BaseException | None = None
-        parent = ParentRoute(self._loop, directory, parent_directory, enclave_id, on_heartbeat)
-        self._device = VsockDevice(self._loop, guest_cid, {HYPERVISOR_HOST_CID: parent, PARENT_CID: parent})
+        self._guest_cid = guest_cid
+        self._enclave_id = enclave_id
+        self._directory = directory
         self._transport = transport
-        self._vhost = VhostUser(self._loop, transport, self._device, QUEUES)
-        try:
-            self._listener = ConnectListener(self._loop, self._device, directory)
-        except OSError as error:
-            self._vhost.close()
-            self._loop.close()
-            raise FileError.of(error, directory / "vsock.sock", "listen at") from error
-        self._closed = False
+        self._on_failure = on_failure
+        self._loop = Loop(self._work, self._end)
+        services: dict[int, Callable[[], Stream]] = {
+            HEARTBEAT_PORT: lambda: HeartbeatStream(on_heartbeat or (lambda: None))
+        }
+        parent = ParentRoute(
+            self._loop,
+            enclave_id=enclave_id,
+            directory=directory,
+            parent_directory=parent_directory,
+            services=services,
+        )
+        routes = {VMADDR_CID_HOST: parent, PARENT_CID: parent}
+        self._device = VsockDevice(guest_cid, routes, self._loop.call_later)
+        self._vhost_user = VhostUser(transport, self._device, self._loop)
+        self._listener: Listener | None = None
 
     @property
     def error(self) -> BaseException | None:
-        """Why the device went off, if not by the enclave's end."""
-        return self._error or self._vhost.error or self._device.broken
-
-    def _failed(self, error: BaseException) -> None:
-        """An error of our own: QEMU must not wait for a device that answers no more."""
-        self._error = error
-        with contextlib.suppress(OSError):
-            self._transport.shutdown(socket.SHUT_RDWR)
+        """Why the device ended before its time, or does not work until the guest resets it."""
+        return self._loop.error or self._device.error
 
     def start(self) -> None:
-        """Begin to serve."""
-        self._loop.start()
+        """Listen, and serve the guest. Raises ``FileError`` where the directory cannot hold the socket."""
+        self._listener = Listener(self._loop, self._device, self._directory)
+        self._loop.watch(self._transport.fileno(), self._on_transport)
+        self._loop.start(f"vsock {self._enclave_id}")
 
     def connect(self, port: int, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
-        """A blocking socket to a vsock port of the enclave. Errors: ``EnclaveConnectionError``."""
+        """Connect to a port of the enclave, from any thread; the socket blocks.
+
+        Raises ``EnclaveConnectionError`` when nobody listens there, or nobody answers in time.
+        """
+        if not 0 <= port <= MAX_PORT:
+            raise ValueError(f"port {port} is not within 0 to {MAX_PORT}")
+        where = f"port {port} of CID {self._guest_cid}"
+        answer: Future[Outcome] = Future()
         ours, theirs = socket.socketpair()
-        opened: Future[bool] = Future()
 
-        def resolve(value: bool) -> None:
-            if not opened.done():
-                opened.set_result(value)
+        def open_stream() -> None:
+            stream = SocketStream(self._loop, theirs)
+            self._device.open(port, stream, timeout_s, lambda outcome, _: answer.set_result(outcome))
 
-        self._loop.call(
-            lambda: self._device.connect(
-                port, theirs, on_open=lambda _: resolve(True), on_refused=lambda: resolve(False)
-            )
-        )
+        if not self._loop.call(open_stream):
+            theirs.close()
+            answer.set_result(Outcome.ENDED)
         try:
-            if opened.result(timeout_s + 1.0):
-                return ours
-        except FutureTimeoutError:
-            pass
+            outcome = answer.result()
+        except BaseException:
+            ours.close()
+            raise
+        if outcome is Outcome.ACCEPTED:
+            return ours
         ours.close()
-        raise EnclaveConnectionError(f"vsock port {port}: nothing in the enclave answers there")
+        match outcome:
+            case Outcome.REFUSED:
+                raise EnclaveConnectionError(f"{where}: connection refused", hint="does a program listen there?")
+            case Outcome.TIMED_OUT:
+                raise EnclaveConnectionError(f"{where}: no answer within {timeout_s:g} s")
+            case _:
+                raise EnclaveConnectionError(f"{where}: the enclave has ended")
 
     def close(self) -> None:
-        """End the thread, close every connection, remove vsock.sock. Twice does no harm."""
-        if self._closed:
-            return
-        self._closed = True
+        """End the thread, close and remove everything. Twice does no harm."""
         self._loop.stop()
-        self._vhost.close()
-        self._device.reset()
-        self._listener.close()
-        self._loop.close()
+
+    def _work(self) -> bool:
+        return self._device.process()
+
+    def _on_transport(self, events: int) -> None:
+        del events
+        self._vhost_user.on_readable()
+        if self._vhost_user.ended:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """The guest is gone. What it has sent is still being delivered."""
+        self._vhost_user.close()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        self._device.end()
+
+    def _end(self) -> None:
+        self._hang_up()
+        self._device.close()
+        if self._loop.error is not None and self._on_failure is not None:
+            self._on_failure()

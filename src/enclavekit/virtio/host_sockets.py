@@ -1,209 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of vsock as Unix sockets (docs/vsock.md): how programs here and an enclave reach each other.
+"""How host programs and an enclave reach each other: Unix sockets in the enclave's directory (docs/vsock.md).
 
-Into the enclave: connect to ``vsock.sock``, write ``CONNECT <port>\\n``, read ``OK <host port>\\n``. Out of it: what
-the enclave dials at the parent's port P is ``vsock.sock_<P>`` in its own directory, then ``<P>.sock`` in the directory
-that all enclaves share; there the caller is told apart by the name that our end is bound to.
+``vsock.sock`` takes ``CONNECT <port>\\n`` and answers ``OK <host port>\\n``, a convention of Firecracker's that other
+monitors share. What the enclave dials goes to ``vsock.sock_<port>``, else to ``<port>.sock`` in a directory that all
+enclaves share, else to a service of ours.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
+import re
+import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from enclavekit.virtio.loop import READ, Loop
+from enclavekit.errors import FileError
+from enclavekit.virtio.loop import Loop
+from enclavekit.virtio.streams import SocketStream
 from enclavekit.virtio.vsock import VsockDevice
+from enclavekit.virtio.vsock_host import Outcome, Stream
+from enclavekit.virtio.vsock_packet import Address
 
-HEARTBEAT_PORT = 9000
-HEARTBEAT = b"\xb7"
+SOCKET_NAME = "vsock.sock"
+MAX_PATH = 107
+"""Bytes of a Unix socket's path (linux: sun_path in include/uapi/linux/un.h, less the NUL)."""
+
+CONNECT_LINE = re.compile(rb"CONNECT ([0-9]{1,10})\r?\n", re.IGNORECASE)
 MAX_LINE = 32
-MAX_WAITING = 64
-"""Clients of vsock.sock that have not said yet what they want."""
-LINE_TIMEOUT_S = 10.0
-MAX_SUN_PATH = 107
+CONNECT_TIMEOUT_S = 2.0
+MAX_PORT = 0xFFFFFFFE
+"""The last number is VMADDR_PORT_ANY."""
+
+RETRY_ACCEPT_S = 0.1
+BACKLOG = 1024
 
 
-class ParentRoute:
-    """CID 3 (and 2): host sockets, and the heartbeat where nobody else answers it."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        directory: Path,
-        parent_directory: Path | None,
-        enclave_id: str,
-        on_heartbeat: Callable[[], None] | None,
-    ) -> None:
-        self._loop = loop
-        self._directory = directory
-        self._parent_directory = parent_directory
-        self._enclave_id = enclave_id
-        self._on_heartbeat = on_heartbeat
-
-    def connect(self, port: int, guest_cid: int, guest_port: int) -> socket.socket | None:
-        """A socket to whoever listens for ``port``."""
-        found = connect_unix(self._directory, f"vsock.sock_{port}")
-        if found is None and self._parent_directory is not None:
-            name = f"\0enclavekit/{self._enclave_id}/{guest_cid}:{guest_port}"
-            found = connect_unix(self._parent_directory, f"{port}.sock", name)
-        if found is None and port == HEARTBEAT_PORT:
-            return self._heartbeat()
-        return found
-
-    def _heartbeat(self) -> socket.socket:
-        """Answers one byte with the same byte, and says that it did."""
-        guest, ours = socket.socketpair()
-        guest.setblocking(False)
-        ours.setblocking(False)
-
-        def heard(events: int) -> None:
-            del events
-            try:
-                byte = ours.recv(1)
-                if byte == HEARTBEAT:
-                    ours.send(byte)
-                    if self._on_heartbeat is not None:
-                        self._on_heartbeat()
-            except OSError:
-                pass
-            self._loop.watch(ours, 0, heard)
-            ours.close()
-
-        self._loop.watch(ours, READ, heard)
-        return guest
-
-
-class ConnectListener:
-    """``vsock.sock``: host programs dial into the enclave."""
-
-    def __init__(self, loop: Loop, device: VsockDevice, directory: Path) -> None:
-        self._loop = loop
-        self._device = device
-        self._path = directory / "vsock.sock"
-        self._listener = listen_unix(directory, "vsock.sock")
-        self._waiting: set[socket.socket] = set()
-        loop.watch(self._listener, READ, self._accept)
-
-    def close(self) -> None:
-        """After the loop has ended."""
-        self._listener.close()
-        for client in self._waiting:
-            client.close()
-        self._path.unlink(missing_ok=True)
-
-    def _accept(self, events: int) -> None:
-        del events
-        try:
-            client, _ = self._listener.accept()
-        except OSError:
-            return
-        if len(self._waiting) >= MAX_WAITING:
-            client.close()
-            return
-        client.setblocking(False)
-        self._waiting.add(client)
-        self._loop.watch(client, READ, lambda _: self._line(client))
-        self._loop.after(LINE_TIMEOUT_S, lambda: self._forget(client))
-
-    def _forget(self, client: socket.socket) -> None:
-        if client in self._waiting:
-            self._waiting.discard(client)
-            self._loop.watch(client, 0, lambda _: None)
-            client.close()
-
-    def _line(self, client: socket.socket) -> None:
-        """Take the line and not a byte more: a client may have sent data behind it already."""
-        try:
-            seen = client.recv(MAX_LINE, socket.MSG_PEEK)
-        except BlockingIOError:
-            return
-        except OSError:
-            seen = b""
-        line, newline, _ = seen.partition(b"\n")
-        if not newline and seen and len(seen) < MAX_LINE:
-            # Part of a line: wait for more than what is there.
-            self._loop.watch(client, 0, lambda _: None)
-            self._loop.after(0.01, lambda: self._again(client))
-            return
-        port = parse_connect(line) if newline else None
-        if port is None:
-            self._forget(client)
-            return
-        client.recv(len(line) + 1)
-        self._waiting.discard(client)
-        self._loop.watch(client, 0, lambda _: None)
-        self._device.connect(
-            port,
-            client,
-            on_open=lambda host_port: _send_quietly(client, b"OK %d\n" % host_port),
-            on_refused=lambda: None,
-        )
-
-    def _again(self, client: socket.socket) -> None:
-        if client in self._waiting:
-            self._loop.watch(client, READ, lambda _: self._line(client))
-
-
-def _send_quietly(client: socket.socket, data: bytes) -> None:
-    with contextlib.suppress(OSError):  # gone: the connection's next read tells
-        client.send(data, socket.MSG_NOSIGNAL)
-
-
-def parse_connect(line: bytes) -> int | None:
-    """The port of ``CONNECT <port>``; None for anything else."""
-    word, _, number = line.strip(b"\r").partition(b" ")
-    if word.upper() != b"CONNECT" or not number.isdigit() or len(number) > 10 or int(number) >= 0xFFFF_FFFF:
-        return None
-    return int(number)
-
-
-def connect_unix(directory: Path, name: str, own_name: str | None = None) -> socket.socket | None:
-    """A non-blocking connection to ``directory/name``; None where nobody listens, or nobody has room."""
-    if not os.path.lexists(directory / name):
-        return None
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        if own_name is not None:
-            with contextlib.suppress(OSError):  # taken: the listener is told nothing, which is no harm
-                made.bind(own_name)
-        with _address(directory, name) as address:
-            made.connect(address)
-    except OSError:
-        made.close()
-        return None
-    return made
-
-
-def listen_unix(directory: Path, name: str) -> socket.socket:
-    """A non-blocking listener at ``directory/name``; raises ``OSError``."""
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            (directory / name).unlink()
-        with _address(directory, name) as address:
-            made.bind(address)
-        made.listen(128)
-    except OSError as error:
-        made.close()
-        if error.errno == errno.ENAMETOOLONG:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(directory / name)) from error
-        raise
-    return made
-
-
-@contextlib.contextmanager
-def _address(directory: Path, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    """A path that fits into a socket address: a long one goes through the directory's descriptor."""
-    path = os.fspath(directory / name)
-    if len(os.fsencode(path)) <= MAX_SUN_PATH:
-        yield path
+@contextmanager
+def socket_path(directory: Path, name: str) -> Iterator[str]:
+    """A path to bind or connect by, short enough: through /proc/self/fd where the real one is too long."""
+    path = directory / name
+    if len(os.fsencode(path)) <= MAX_PATH:
+        yield str(path)
         return
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{name}"
     finally:
         os.close(fd)
+
+
+class ParentRoute:
+    """CID 3, and 2: dials host sockets, then ``services`` by port."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        enclave_id: str,
+        directory: Path,
+        parent_directory: Path | None,
+        services: Mapping[int, Callable[[], Stream]],
+    ) -> None:
+        self._loop = loop
+        self._enclave_id = enclave_id
+        self._directory = directory
+        self._parent_directory = parent_directory
+        self._services = services
+
+    def dial(self, source: Address, port: int) -> Stream | None:
+        """The first that accepts."""
+        sock = self._connect(self._directory, f"{SOCKET_NAME}_{port}", None)
+        if sock is None and self._parent_directory is not None:
+            sock = self._connect(self._parent_directory, f"{port}.sock", source)
+        if sock is not None:
+            return SocketStream(self._loop, sock)
+        service = self._services.get(port)
+        return service() if service is not None else None
+
+    def _connect(self, directory: Path, name: str, source: Address | None) -> socket.socket | None:
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            if source is not None:
+                self._introduce(sock, source)
+            with socket_path(directory, name) as path:
+                sock.connect(path)
+        except OSError:
+            sock.close()
+            return None
+        return sock
+
+    def _introduce(self, sock: socket.socket, source: Address) -> None:
+        """Let ``accept`` name the caller. The name of a connection that still closes may be taken: then go unnamed."""
+        try:
+            sock.bind(f"\0enclavekit/{self._enclave_id}/{source.cid}:{source.port}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+
+
+class Listener:
+    """``vsock.sock``: host programs that want into the enclave."""
+
+    def __init__(self, loop: Loop, device: VsockDevice, directory: Path) -> None:
+        self._loop = loop
+        self._device = device
+        self._path = directory / SOCKET_NAME
+        self._waiting: set[socket.socket] = set()
+        """Clients that have not said yet where to."""
+        self._retrying = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self._path.unlink(missing_ok=True)
+            with socket_path(directory, SOCKET_NAME) as path:
+                self._socket.bind(path)
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            self._socket.close()
+            raise FileError.of(error, self._path, "listen on") from error
+        loop.watch(self._socket.fileno(), self._accept)
+
+    def _accept(self, events: int = 0) -> None:
+        del events
+        while self._socket.fileno() >= 0:
+            try:
+                client, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # no file descriptors, no memory: the client waits as well
+                if not self._retrying:
+                    self._retrying = True
+                    self._loop.call_later(RETRY_ACCEPT_S, self._retry)
+                return
+            client.setblocking(False)
+            self._waiting.add(client)
+            self._loop.watch(client.fileno(), partial(self._read_line, client), select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _retry(self) -> None:
+        self._retrying = False
+        self._accept()
+
+    def _read_line(self, client: socket.socket, events: int) -> None:
+        """Look until there is a whole line, then take just that: what follows is for the enclave."""
+        try:
+            seen = client.recv(MAX_LINE, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            seen = b""
+        line = CONNECT_LINE.match(seen)
+        port = int(line[1]) if line else MAX_PORT + 1
+        if line is None and seen and len(seen) < MAX_LINE and b"\n" not in seen and not events & select.EPOLLHUP:
+            return
+        self._waiting.remove(client)
+        if line is None or port > MAX_PORT:
+            self._loop.retire(client)
+            return
+        client.recv(line.end())
+        self._loop.forget(client.fileno())
+        self._device.open(port, SocketStream(self._loop, client), CONNECT_TIMEOUT_S, partial(self._answer, client))
+
+    def _answer(self, client: socket.socket, outcome: Outcome, host_port: int) -> None:
+        if outcome is Outcome.ACCEPTED:
+            with suppress(OSError):  # it is gone; the stream's end will say so
+                client.send(b"OK %d\n" % host_port)
+
+    def close(self) -> None:
+        """Take the socket away."""
+        for sock in (*self._waiting, self._socket):
+            self._loop.retire(sock)
+        self._waiting.clear()
+        with suppress(OSError):  # the directory may be gone
+            self._path.unlink()

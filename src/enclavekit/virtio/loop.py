@@ -1,89 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread that waits for descriptors and calls what belongs to them; other threads hand it work."""
+"""One thread that waits on files (epoll(7), edges) and timers, and does a device's work in between.
+
+An exception that nobody caught ends the loop: it is kept in ``error``, and ``on_end`` closes everything, so that a
+failure is seen outside and not waited for.
+"""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import os
-import selectors
+import select
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-Handler = Callable[[int], None]
+
+class LoopTimer:
+    """A call in the future."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Do not call."""
+        self._call = None
+
+    def fire(self) -> None:
+        """Call, once."""
+        call, self._call = self._call, None
+        if call is not None:
+            call()
 
 
 class Loop:
-    """Everything registered here is touched by the loop's thread only, but for ``call`` and ``stop``."""
+    """``work`` follows every batch of events and is repeated while it returns True; ``on_end`` is the last call.
 
-    def __init__(self, name: str) -> None:
-        self._selector = selectors.DefaultSelector()
+    ``watch``, ``forget``, ``retire`` and ``call_later`` are for the loop's own thread, or before it starts.
+    """
+
+    def __init__(self, work: Callable[[], bool], on_end: Callable[[], None]) -> None:
+        self._work = work
+        self._on_end = on_end
+        self.error: BaseException | None = None
+        self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._wake, READ, self._woken)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._callbacks: dict[int, Callable[[int], None]] = {self._wake: self._woken}
+        self._retired: list[socket.socket] = []
+        self._timers: list[tuple[float, int, LoopTimer]] = []
+        self._sequence = itertools.count()
         self._calls: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = itertools.count()
+        self._lock = threading.Lock()
+        self._ended = False
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.on_error: Callable[[BaseException], None] | None = None
-        """Told of an error that no handler caught, after which the loop has ended."""
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        """Call back with the events that came up, from now on."""
+        self._epoll.register(fd, events | select.EPOLLET)
+        self._callbacks[fd] = callback
+
+    def forget(self, fd: int) -> None:
+        """Stop watching, before the fd is closed."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def retire(self, sock: socket.socket) -> None:
+        """Forget and close; its number is not used again before the events at hand are dealt with."""
+        self.forget(sock.fileno())
+        self._retired.append(sock)
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> LoopTimer:
+        """Call once, after a while."""
+        timer = LoopTimer(call)
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._sequence), timer))
+        return timer
+
+    def call(self, call: Callable[[], None]) -> bool:
+        """From any thread: call soon in the loop's. False once the loop has ended."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._calls.append(call)
+            os.eventfd_write(self._wake, 1)
+            return True
+
+    def start(self, name: str) -> None:
+        """In a thread of its own, from now until ``stop`` or an error."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def watch(self, fd: Any, events: int, handler: Handler) -> None:  # noqa: ANN401 - fd or socket
-        """Call ``handler`` with what is ready; no events: do not watch it any more."""
-        known = fd in self._selector.get_map()
-        if not events:
-            if known:
-                self._selector.unregister(fd)
-        elif known:
-            self._selector.modify(fd, events, handler)
-        else:
-            self._selector.register(fd, events, handler)
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Have the loop's thread call it, soon. Safe from any thread."""
-        self._calls.append(function)
-        os.eventfd_write(self._wake, 1)
-
-    def after(self, seconds: float, function: Callable[[], None]) -> None:
-        """Call it later."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), function))
-
     def stop(self) -> None:
-        """End the thread and wait for it. Safe from any other thread, and twice."""
-        if self._thread.is_alive():
-            self._stopping = True
-            os.eventfd_write(self._wake, 1)
+        """End, and wait for the thread. Twice does no harm."""
+        if self._thread is None:
+            self._end()
+        else:
+            self.call(self._finish)
             self._thread.join()
 
-    def close(self) -> None:
-        """After ``stop``: give the descriptors back."""
-        self._selector.close()
-        os.close(self._wake)
+    def _finish(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        try:
+            more = False
+            while not self._stopping:
+                self._turn(0.0 if more else self._timeout_s())
+                more = self._work()
+                self._close_retired()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._end()
+
+    def _turn(self, timeout_s: float | None) -> None:
+        for fd, events in self._epoll.poll(timeout_s):
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                callback(events)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2].fire()
+        self._close_retired()
+
+    def _timeout_s(self) -> float | None:
+        return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
 
     def _woken(self, events: int) -> None:
         del events
         os.eventfd_read(self._wake)
-        while self._calls:
+        # As many as there are now: a call that calls again waits for its turn.
+        for _ in range(len(self._calls)):
             self._calls.popleft()()
 
-    def _run(self) -> None:
+    def _end(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
         try:
-            while not self._stopping:
-                wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-                for key, events in self._selector.select(wait):
-                    # An earlier handler of this round may have closed it.
-                    if self._selector.get_map().get(key.fd) is key:
-                        key.data(events)
-                while self._timers and self._timers[0][0] <= time.monotonic():
-                    heapq.heappop(self._timers)[2]()
-        except BaseException as error:  # a thread's end must not go unnoticed
-            if self.on_error is not None:
-                self.on_error(error)
+            while self._calls:
+                self._calls.popleft()()
+            self._on_end()
+        except BaseException as error:
+            self.error = self.error or error
+        self._close_retired()
+        self._epoll.close()
+        os.close(self._wake)
+
+    def _close_retired(self) -> None:
+        for sock in self._retired:
+            sock.close()
+        self._retired.clear()

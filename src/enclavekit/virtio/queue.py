@@ -1,116 +1,157 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split virtqueue, the device's side (virtio 1.2 §2.7), over memory that a hostile driver writes at any time.
+"""Split virtqueue, the device's side.
 
-A descriptor table (16 bytes each), the driver's avail ring, the device's used ring. Whatever breaks the rules (a loop,
-an index or address out of range, a readable descriptor after a writable one) is a ``VirtqueueError``: the device is
-broken until it is reset, and nothing else is touched. EVENT_IDX and INDIRECT are not offered.
+Source: virtio 1.2 §2.7. Three arrays in guest memory, little-endian: descriptors {addr u64, len u32, flags u16,
+next u16}; the available ring {flags u16, idx u16, ring u16[size]}, written by the driver; the used ring {flags u16,
+idx u16, ring {id u32, len u32}[size]}, written by us. INDIRECT and EVENT_IDX are not offered, so not understood.
+
+The driver is not trusted: whatever breaks the rules raises ``VirtqueueError``, and the queue is not to be used again.
+Order of stores: CPython stores in program order and x86 keeps it, so an element is visible before the index that
+announces it. Indices are read and written by native two-byte accesses (``memoryview.cast("H")``): ``struct`` with an
+explicit byte order goes byte by byte, and the other side could see half an index.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from struct import Struct
+from typing import NamedTuple
 
 from enclavekit.errors import VirtqueueError
 from enclavekit.virtio.memory import GuestMemory
 
+MAX_SIZE = 32768
+
 DESCRIPTOR = Struct(
     "<"  #  little-endian, no padding
-    "Q"  # 0x0 guest physical address
-    "I"  # 0x8 length, bytes
+    "Q"  # 0x0 addr, guest physical
+    "I"  # 0x8 len, bytes
     "H"  # 0xc flags
-    "H"  # 0xe next descriptor, with VIRTQ_DESC_F_NEXT
+    "H"  # 0xe next, index
 )
-U16 = Struct("<H")
-USED_ELEMENT = Struct("<II")  # id of the chain's first descriptor, bytes written
-RING_INDEX = 2
-RING_ENTRIES = 4
+USED_ELEMENT = Struct(
+    "<"
+    "I"  # 0x0 id, index of the chain's head
+    "I"  # 0x4 len, bytes written into the chain
+)
 
 VIRTQ_DESC_F_NEXT = 1
 VIRTQ_DESC_F_WRITE = 2
 VIRTQ_DESC_F_INDIRECT = 4
 
-MAX_QUEUE_SIZE = 32768
-MAX_CHAIN_BYTES = 1 << 20
-"""More than any driver puts into one chain: Linux's vsock sends at most 64 KiB and a header."""
+RING_HEADER_SIZE = 4
+"""flags and idx, before either ring's elements."""
 
 
-def table_size(size: int) -> int:
-    """Bytes of a descriptor table for ``size`` descriptors."""
+def descriptors_size(size: int) -> int:
+    """Bytes of the descriptor table of a queue of ``size``."""
     return DESCRIPTOR.size * size
 
 
-def avail_size(size: int) -> int:
-    """Bytes of an avail ring: flags, idx, entries."""
-    return RING_ENTRIES + 2 * size
+def available_size(size: int) -> int:
+    """Bytes of the available ring."""
+    return RING_HEADER_SIZE + 2 * size
 
 
 def used_size(size: int) -> int:
-    """Bytes of a used ring: flags, idx, elements."""
-    return RING_ENTRIES + USED_ELEMENT.size * size
+    """Bytes of the used ring."""
+    return RING_HEADER_SIZE + USED_ELEMENT.size * size
 
 
-@dataclass(slots=True)
-class Chain:
-    """One descriptor chain: what the device may read, and where it may write."""
+class Chain(NamedTuple):
+    """A request of the driver: parts to read, then parts to write, as views of guest memory."""
 
     head: int
-    readable: list[memoryview] = field(default_factory=list)
-    writable: list[memoryview] = field(default_factory=list)
+    readable: list[memoryview]
+    writable: list[memoryview]
 
 
-class Queue:
-    """One virtqueue that a driver has set up. The three parts are shared with the guest."""
+class Virtqueue:
+    """One running queue over the three arrays' memory; ``base`` is where the available ring is read on from."""
 
-    def __init__(self, memory: GuestMemory, size: int, table: memoryview, avail: memoryview, used: memoryview) -> None:
-        if not 1 <= size <= MAX_QUEUE_SIZE or size & (size - 1):
-            raise VirtqueueError(f"queue size {size}: expected a power of two up to {MAX_QUEUE_SIZE}")
+    def __init__(
+        self,
+        name: str,
+        memory: GuestMemory,
+        size: int,
+        *,
+        descriptors: memoryview,
+        available: memoryview,
+        used: memoryview,
+        base: int = 0,
+        interrupt: Callable[[], None],
+    ) -> None:
+        self.name = name
         self._memory = memory
-        self.size = size
-        self._table, self._avail, self._used = table, avail, used
-        self.last_avail = 0
-        """The avail index up to which chains were taken, modulo 2^16."""
-        self._used_index = U16.unpack_from(used, RING_INDEX)[0]
+        self._size = size
+        self._descriptors = descriptors[: descriptors_size(size)]
+        self._available = available[: available_size(size)].cast("H")
+        self._used = used[: used_size(size)]
+        self._used_index = self._used[:RING_HEADER_SIZE].cast("H")
+        self._interrupt = interrupt
+        self._next = base
+        self._next_used = self._used_index[1]
+        self._pending = 0
+        self._added = False
 
-    def available(self) -> int:
-        """Chains that the driver has put there and the device has not taken."""
-        count: int = (U16.unpack_from(self._avail, RING_INDEX)[0] - self.last_avail) & 0xFFFF
-        if count > self.size:
-            raise VirtqueueError(f"avail index: {count} chains, expected at most {self.size}")
-        return count
+    @property
+    def base(self) -> int:
+        """Index of the next available entry, modulo 2^16: where a later run would go on."""
+        return self._next
 
     def pop(self) -> Chain | None:
-        """The next chain, all of it checked; None when there is none."""
-        if not self.available():
-            return None
-        slot = self.last_avail & (self.size - 1)
-        head = U16.unpack_from(self._avail, RING_ENTRIES + 2 * slot)[0]
-        chain = Chain(head)
-        index, total = head, 0
-        for _ in range(self.size):
-            if index >= self.size:
-                raise VirtqueueError(f"descriptor {index}: expected less than {self.size}")
-            address, length, flags, following = DESCRIPTOR.unpack_from(self._table, DESCRIPTOR.size * index)
+        """The next chain, or None where the driver has made none available."""
+        if not self._pending:
+            self._pending = (self._available[1] - self._next) & 0xFFFF
+            if self._pending == 0:
+                return None
+            if self._pending > self._size:
+                raise VirtqueueError(f"{self.name} queue: {self._pending} chains available in a ring of {self._size}")
+        head = index = self._available[2 + self._next % self._size]
+        self._next = (self._next + 1) & 0xFFFF
+        self._pending -= 1
+
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        for _ in range(self._size):
+            if index >= self._size:
+                raise VirtqueueError(f"{self.name} queue: descriptor {index} is not in a table of {self._size}")
+            address, length, flags, following = DESCRIPTOR.unpack_from(self._descriptors, index * DESCRIPTOR.size)
             if flags & VIRTQ_DESC_F_INDIRECT:
-                raise VirtqueueError(f"descriptor {index}: indirect, which was not offered")
-            total += length
-            if total > MAX_CHAIN_BYTES:
-                raise VirtqueueError(f"descriptor {index}: chain of more than {MAX_CHAIN_BYTES} bytes")
+                raise VirtqueueError(f"{self.name} queue: descriptor {index} is indirect, which was not offered")
+            if not length:
+                raise VirtqueueError(f"{self.name} queue: descriptor {index} is empty")
             if flags & VIRTQ_DESC_F_WRITE:
-                chain.writable.append(self._memory.slice(address, length))
-            elif chain.writable:
-                raise VirtqueueError(f"descriptor {index}: readable after a writable one")
+                writable.append(self._memory.view(address, length))
+            elif writable:
+                raise VirtqueueError(f"{self.name} queue: descriptor {index} is readable after writable ones")
             else:
-                chain.readable.append(self._memory.slice(address, length))
+                readable.append(self._memory.view(address, length))
             if not flags & VIRTQ_DESC_F_NEXT:
-                self.last_avail = (self.last_avail + 1) & 0xFFFF
-                return chain
+                return Chain(head, readable, writable)
             index = following
-        raise VirtqueueError(f"descriptor {head}: chain of more than {self.size} descriptors, a loop")
+        raise VirtqueueError(f"{self.name} queue: the chain from descriptor {head} has no end")
+
+    def put_back(self, count: int) -> None:
+        """Forget the last ``count`` chains that were popped and not pushed: they are available again."""
+        self._next = (self._next - count) & 0xFFFF
+        self._pending = 0
 
     def push(self, head: int, written: int) -> None:
-        """Give a chain back, with ``written`` bytes in its writable part: the element first, then the index."""
-        slot = self._used_index & (self.size - 1)
-        USED_ELEMENT.pack_into(self._used, RING_ENTRIES + USED_ELEMENT.size * slot, head, written)
-        self._used_index = (self._used_index + 1) & 0xFFFF
-        U16.pack_into(self._used, RING_INDEX, self._used_index)
+        """Give a chain back as used, with ``written`` bytes in its writable parts."""
+        USED_ELEMENT.pack_into(
+            self._used, RING_HEADER_SIZE + self._next_used % self._size * USED_ELEMENT.size, head, written
+        )
+        self._next_used = (self._next_used + 1) & 0xFFFF
+        self._used_index[1] = self._next_used
+        self._added = True
+
+    def signal(self) -> None:
+        """Interrupt the driver if anything was pushed since the last time.
+
+        Whether it wants to know (available.flags) is not asked: that read could overtake the store of the index, and
+        an interrupt would be lost. One too many costs a write to an eventfd.
+        """
+        if self._added:
+            self._added = False
+            self._interrupt()

@@ -1,367 +1,394 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhost-user, the backend's side: QEMU gives a device's rings, memory and eventfds over a Unix socket.
+"""vhost-user, the back-end's side: QEMU hands over guest memory, rings and eventfds through a Unix socket.
 
-Source: QEMU docs/interop/vhost-user.rst. Messages are a 12-byte header and a payload; descriptors come with them. Only
-what QEMU's vsock device needs is offered, so only that can be asked. The peer runs a hostile guest: every number is
-checked, and an error is the end of the device, not of this process.
+Source: QEMU docs/interop/vhost-user.rst. The least that QEMU's vsock device needs is offered: CONFIG (its device does
+not start without), MQ, REPLY_ACK (a point where both sides agree). A guest that boots again is a new start of the rings
+on the same connection.
 """
 
 from __future__ import annotations
 
-import contextlib
-import mmap
+import array
 import os
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
-from functools import partial
+from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from enclavekit.errors import ProtocolError
-from enclavekit.virtio.loop import READ, Loop
-from enclavekit.virtio.memory import GuestMemory, Region
-from enclavekit.virtio.queue import MAX_QUEUE_SIZE, Queue, avail_size, table_size, used_size
-
-HEADER = Struct(
-    "<"  #  native byte order, which is little-endian here
-    "I"  # 0x0 request
-    "I"  # 0x4 flags: version 1, bit 2 reply, bit 3 reply wanted
-    "I"  # 0x8 payload size, bytes
+from enclavekit.virtio.memory import GuestMemory, MemoryRegion
+from enclavekit.virtio.queue import MAX_SIZE, Virtqueue, available_size, descriptors_size, used_size
+from enclavekit.virtio.vhost_user_message import (
+    CONFIG_HEADER,
+    HEADER,
+    MAX_CONFIG,
+    MAX_FDS,
+    MAX_PAYLOAD,
+    MEMORY_REGION,
+    MEMORY_TABLE,
+    NEED_REPLY,
+    PROTOCOL_F_REPLY_ACK,
+    PROTOCOL_FEATURES,
+    REPLY,
+    U64,
+    VERSION,
+    VERSION_MASK,
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    VRING_ADDRESS,
+    VRING_INDEX_MASK,
+    VRING_NO_FD,
+    VRING_STATE,
+    Request,
 )
-U64 = Struct("<Q")
-VRING_STATE = Struct("<II")  # index, number
-VRING_ADDRESS = Struct("<IIQQQQ")  # index, flags, descriptors, used, avail, log: addresses in QEMU's space
-MEMORY_TABLE = Struct("<II")  # count of regions, padding
-MEMORY_REGION = Struct("<QQQQ")  # guest physical address, size, address in QEMU, offset in the file
-CONFIG = Struct("<III")  # offset, size, flags; then the bytes
-
-VERSION, REPLY, NEED_REPLY = 1, 4, 8
-MAX_PAYLOAD = 4096
-MAX_REGIONS = 8
-MAX_FDS = 8
-NO_FD = 1 << 8
-MESSAGE_TIMEOUT_S = 10.0
-
-VIRTIO_F_VERSION_1 = 1 << 32
-VHOST_USER_F_PROTOCOL_FEATURES = 1 << 30
-FEATURES = VIRTIO_F_VERSION_1 | VHOST_USER_F_PROTOCOL_FEATURES
-PROTOCOL_F_MQ, PROTOCOL_F_REPLY_ACK, PROTOCOL_F_CONFIG = 1 << 0, 1 << 3, 1 << 9
-PROTOCOL_FEATURES = PROTOCOL_F_MQ | PROTOCOL_F_REPLY_ACK | PROTOCOL_F_CONFIG
-"""CONFIG must be there: without it QEMU's vsock device does not start."""
-
-
-class Request(IntEnum):
-    """VHOST_USER_* requests that can come."""
-
-    GET_FEATURES = 1
-    SET_FEATURES = 2
-    SET_OWNER = 3
-    RESET_OWNER = 4
-    SET_MEM_TABLE = 5
-    SET_VRING_NUM = 8
-    SET_VRING_ADDR = 9
-    SET_VRING_BASE = 10
-    GET_VRING_BASE = 11
-    SET_VRING_KICK = 12
-    SET_VRING_CALL = 13
-    SET_VRING_ERR = 14
-    GET_PROTOCOL_FEATURES = 15
-    SET_PROTOCOL_FEATURES = 16
-    GET_QUEUE_NUM = 17
-    SET_VRING_ENABLE = 18
-    GET_CONFIG = 24
-    SET_CONFIG = 25
 
 
 class Device(Protocol):
-    """What a transport carries."""
+    """What a transport needs of a device."""
 
+    @property
+    def features(self) -> int:
+        """Bits of the device and of its queues."""
+
+    @property
+    def queue_count(self) -> int:
+        """How many queues it has."""
+
+    @property
     def config(self) -> bytes:
-        """The configuration space."""
+        """Its configuration space."""
 
-    def activate(self, queues: list[Queue], notify: Callable[[int], None]) -> None:
-        """All queues are there."""
+    def start(self, index: int, queue: Virtqueue) -> None:
+        """A queue runs."""
 
-    def reset(self) -> None:
-        """The queues are gone."""
-
-    def kicked(self, index: int) -> None:
-        """The driver has put something into a queue."""
+    def stop(self, index: int) -> None:
+        """A queue is about to be taken away."""
 
 
-@dataclass(slots=True)
-class Vring:
-    """One queue as QEMU has described it so far."""
+class Watch(Protocol):
+    """Where kicks are waited for."""
 
-    size: int = 0
-    addresses: tuple[int, int, int] | None = None
-    base: int = 0
-    kick: int = -1
-    call: int = -1
-    enabled: bool = False
-    queue: Queue | None = None
+    def watch(self, fd: int, callback: Callable[[int], None]) -> None:
+        """Call back when the fd becomes readable."""
+
+    def forget(self, fd: int) -> None:
+        """No longer."""
+
+    def retire(self, sock: socket.socket) -> None:
+        """Forget and close."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A memory region: by guest physical address, and by QEMU's own."""
+class _Addresses(NamedTuple):
+    """Of a ring, in the front-end's address space."""
 
-    region: Region
-    qemu_address: int
+    descriptors: int
+    used: int
+    available: int
+
+
+class _Ring:
+    """What the front-end has said about a queue so far."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.addresses: _Addresses | None = None
+        self.base = 0
+        self.kick: int | None = None
+        self.call: int | None = None
+        self.enabled = False
+        self.queue: Virtqueue | None = None
+
+    def interrupt(self) -> None:
+        """Signal the driver."""
+        if self.call is None:
+            return
+        try:
+            os.eventfd_write(self.call, 1)
+        except BlockingIOError:
+            pass  # full of signals already
+        except OSError as error:
+            raise ProtocolError(f"vhost-user: cannot signal the driver: {error}") from error
 
 
 class VhostUser:
-    """The backend at one connected socket."""
+    """Serves one connection. ``on_readable`` reads what is there; ``close`` gives everything back.
 
-    def __init__(self, loop: Loop, transport: socket.socket, device: Device, queues: int) -> None:
-        self._loop = loop
+    A peer that breaks the protocol raises ``ProtocolError``; after that only ``close`` is left.
+    """
+
+    def __init__(self, transport: socket.socket, device: Device, loop: Watch) -> None:
+        transport.setblocking(False)
+        self.ended = False
+        """The front-end has closed the connection."""
         self._transport = transport
         self._device = device
-        self._vrings = [Vring() for _ in range(queues)]
-        self._mappings: list[Mapping] = []
-        self._maps: list[mmap.mmap] = []
-        self._active = False
-        self.error: ProtocolError | None = None
-        """Why the device went off, if the peer broke the protocol."""
-        transport.settimeout(MESSAGE_TIMEOUT_S)
-        loop.watch(transport, READ, self._readable)
+        self._loop = loop
+        self._features = 0
+        self._protocol_features = 0
+        self._memory: GuestMemory | None = None
+        self._user_regions: list[tuple[int, int, int]] = []
+        self._rings = [_Ring() for _ in range(device.queue_count)]
+        self._head = b""
+        self._payload = b""
+        self._fds: list[int] = []
 
-    def close(self) -> None:
-        """Give everything back; the loop's thread, or after it has ended. Twice does no harm."""
-        if self._transport.fileno() < 0:
-            return
-        self._stop()
-        self._loop.watch(self._transport, 0, lambda _: None)
-        for vring in self._vrings:
-            self._close_kick(vring)
-            _close(vring.call)
-            vring.call = -1
-        self._forget_memory()
-        self._transport.close()
+    # Messages
 
-    def _readable(self, events: int) -> None:
-        del events
-        fds: list[int] = []
+    def on_readable(self) -> None:
+        """Answer all messages that are there."""
+        while not self.ended and self._read():
+            request, flags, _ = HEADER.unpack(self._head)
+            payload, fds = self._payload, self._fds
+            self._head, self._payload, self._fds = b"", b"", []
+            try:
+                self._answer(request, flags, payload, fds)
+            finally:
+                for fd in fds:  # handlers take out what they keep
+                    os.close(fd)
+
+    def _read(self) -> bool:
+        """True once a whole message is there. Header and payload are read apart, for fds come with the header."""
         try:
-            head, fds = self._receive_head()
-            if head is None:
-                self.close()
-                return
-            request, flags, size = HEADER.unpack(head)
-            if flags & 3 != VERSION or size > MAX_PAYLOAD:
-                raise ProtocolError(f"vhost-user request {request}: flags 0x{flags:x}, {size} bytes of payload")
-            payload = self._receive(size)
-            answer = self._handle(request, payload, fds)
-            if answer is None and flags & NEED_REPLY:
-                answer = U64.pack(0)
-            if answer is not None:
-                self._transport.sendall(HEADER.pack(request, VERSION | REPLY, len(answer)) + answer)
-        except ProtocolError as error:
-            self.error = error
-            self.close()
-        except OSError as error:
-            self.error = ProtocolError(f"vhost-user: {error}")
-            self.close()
-        finally:
-            for fd in fds:
-                _close(fd)
+            while len(self._head) < HEADER.size:
+                data, ancillary, _, _ = self._transport.recvmsg(
+                    HEADER.size - len(self._head),
+                    socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize),
+                    socket.MSG_CMSG_CLOEXEC,
+                )
+                self._collect(ancillary)
+                if not data:
+                    self.ended = True
+                    return False
+                self._head += data
+            request, flags, size = HEADER.unpack(self._head)
+            if flags & VERSION_MASK != VERSION or flags & REPLY:
+                raise ProtocolError(f"vhost-user: request {request}: flags {flags:#x}, expected a request of version 1")
+            if size > MAX_PAYLOAD:
+                raise ProtocolError(f"vhost-user: request {request}: {size} bytes, the limit is {MAX_PAYLOAD}")
+            while len(self._payload) < size:
+                data = self._transport.recv(size - len(self._payload))
+                if not data:
+                    self.ended = True
+                    return False
+                self._payload += data
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            self.ended = True
+            return False
+        return True
 
-    def _receive_head(self) -> tuple[bytes | None, list[int]]:
-        head, fds, _, _ = socket.recv_fds(self._transport, HEADER.size, MAX_FDS)
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        if not head:
-            return None, fds
-        return head + self._receive(HEADER.size - len(head)), fds
+    def _collect(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                self._fds += fds
 
-    def _receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = self._transport.recv(size - len(data))
-            if not part:
-                raise ProtocolError(f"vhost-user: need {size} bytes, have {len(data)}")
-            data += part
-        return data
+    def _answer(self, number: int, flags: int, payload: bytes, fds: list[int]) -> None:
+        try:
+            request = Request(number)
+        except ValueError:
+            raise ProtocolError(f"vhost-user: request {number} was not offered") from None
+        reply = self._handle(request, payload, fds)
+        if reply is None and flags & NEED_REPLY and self._protocol_features & PROTOCOL_F_REPLY_ACK:
+            reply = U64.pack(0)
+        if reply is None:
+            return
+        message = HEADER.pack(request, VERSION | REPLY, len(reply)) + reply
+        try:
+            sent = self._transport.send(message)
+        except BlockingIOError:
+            sent = 0
+        except ConnectionError:
+            self.ended = True
+            return
+        if sent < len(message):
+            raise ProtocolError("vhost-user: the front-end does not read its replies")
 
-    def _handle(  # noqa: PLR0912, PLR0915 - one case a request
-        self, request: int, payload: bytes, fds: list[int]
-    ) -> bytes | None:
-        """Carry out a request; bytes are its reply. Descriptors that are kept are taken out of ``fds``."""
+    def _handle(self, request: Request, payload: bytes, fds: list[int]) -> bytes | None:
+        """Do one request; returns the reply of those that have one."""
         match request:
             case Request.GET_FEATURES:
-                return U64.pack(FEATURES)
+                return U64.pack(self._device.features | VHOST_USER_F_PROTOCOL_FEATURES)
+            case Request.SET_FEATURES:
+                self._features = self._offered(request, payload, self._device.features | VHOST_USER_F_PROTOCOL_FEATURES)
             case Request.GET_PROTOCOL_FEATURES:
                 return U64.pack(PROTOCOL_FEATURES)
+            case Request.SET_PROTOCOL_FEATURES:
+                self._protocol_features = self._offered(request, payload, PROTOCOL_FEATURES)
             case Request.GET_QUEUE_NUM:
-                return U64.pack(len(self._vrings))
-            case Request.SET_FEATURES | Request.SET_PROTOCOL_FEATURES | Request.SET_OWNER | Request.SET_CONFIG:
+                return U64.pack(self._device.queue_count)
+            case Request.SET_OWNER | Request.RESET_OWNER:
                 pass
-            case Request.RESET_OWNER:
-                self._stop()
             case Request.SET_MEM_TABLE:
                 self._set_memory(payload, fds)
+            case Request.SET_VRING_KICK | Request.SET_VRING_CALL | Request.SET_VRING_ERR:
+                self._set_eventfd(request, payload, fds)
+            case Request.SET_VRING_ADDR:
+                index, _, descriptors, used, available, _ = self._unpack(request, VRING_ADDRESS, payload)
+                ring = self._ring(request, index)
+                self._stop(index)
+                ring.addresses = _Addresses(descriptors, used, available)
+                self._start(index)
+            case Request.SET_VRING_NUM | Request.SET_VRING_BASE | Request.SET_VRING_ENABLE | Request.GET_VRING_BASE:
+                return self._vring_state(request, *self._unpack(request, VRING_STATE, payload))
             case Request.GET_CONFIG:
                 return self._config(payload)
-            case Request.SET_VRING_NUM:
-                vring, number = self._vring_state(payload)
-                if not 1 <= number <= MAX_QUEUE_SIZE:
-                    raise ProtocolError(f"vhost-user: queue of {number}, expected 1 to {MAX_QUEUE_SIZE}")
-                vring.size = number
-            case Request.SET_VRING_BASE:
-                vring, vring.base = self._vring_state(payload)
-            case Request.SET_VRING_ADDR:
-                index, _, table, used, avail, _ = _unpack(VRING_ADDRESS, payload)
-                self._vring(index).addresses = (table, avail, used)
-            case Request.GET_VRING_BASE:
-                vring, _ = self._vring_state(payload)
-                self._stop()
-                vring.enabled = False
-                base = vring.base if vring.queue is None else vring.queue.last_avail
-                vring.queue = None
-                self._close_kick(vring)
-                return VRING_STATE.pack(self._vrings.index(vring), base)
-            case Request.SET_VRING_KICK:
-                vring, fd = self._vring_fd(payload, fds)
-                self._close_kick(vring)
-                vring.kick = fd
-                self._start()
-            case Request.SET_VRING_CALL:
-                vring, fd = self._vring_fd(payload, fds)
-                _close(vring.call)
-                vring.call = fd
-                if self._active:
-                    self._notify(self._vrings.index(vring))  # what the old one was told may be lost
-            case Request.SET_VRING_ERR:
-                pass  # its descriptor is closed
-            case Request.SET_VRING_ENABLE:
-                vring, number = self._vring_state(payload)
-                vring.enabled = bool(number)
-                if vring.enabled:
-                    self._start()
-                else:
-                    self._stop()
-            case _:
-                raise ProtocolError(f"vhost-user: request {request}, which was not offered")
         return None
 
-    # ---- memory ----
+    def _unpack(self, request: Request, layout: Struct, payload: bytes) -> tuple[int, ...]:
+        if len(payload) != layout.size:
+            raise ProtocolError(f"vhost-user: {request.name}: {len(payload)} bytes, expected {layout.size}")
+        return layout.unpack(payload)
 
-    def _set_memory(self, payload: bytes, fds: list[int]) -> None:
-        self._stop()
-        self._forget_memory()
-        count = _unpack(MEMORY_TABLE, payload)[0]
-        if not 1 <= count <= MAX_REGIONS or count != len(fds):
-            raise ProtocolError(f"vhost-user: {count} memory regions with {len(fds)} descriptors")
-        for number, fd in enumerate(fds):
-            address, size, qemu_address, offset = _unpack(MEMORY_REGION, payload[8 + 32 * number :])
-            if not size or size >> 48 or offset >> 48 or os.fstat(fd).st_size < offset + size:
-                raise ProtocolError(f"vhost-user: memory region of {size} bytes at offset {offset} is past its file")
-            mapped = mmap.mmap(fd, offset + size)
-            self._maps.append(mapped)
-            view = memoryview(mapped)[offset:]
-            self._mappings.append(Mapping(Region(address, view), qemu_address))
+    def _offered(self, request: Request, payload: bytes, offered: int) -> int:
+        (features,) = self._unpack(request, U64, payload)
+        if features & ~offered:
+            raise ProtocolError(f"vhost-user: {request.name}: {features:#x} has bits that {offered:#x} did not offer")
+        return features
 
-    def _forget_memory(self) -> None:
-        self._mappings = []
-        for vring in self._vrings:
-            vring.queue = None
-        for mapped in self._maps:
-            with contextlib.suppress(BufferError):  # a view is on its way still; the mapping goes with it
-                mapped.close()
-        self._maps = []
-
-    def _at(self, qemu_address: int, size: int) -> memoryview:
-        for mapping in self._mappings:
-            offset = qemu_address - mapping.qemu_address
-            if offset >= 0 and offset + size <= len(mapping.region.buffer):
-                return mapping.region.buffer[offset : offset + size]
-        raise ProtocolError(f"vhost-user: ring at 0x{qemu_address:x}, {size} bytes, is not in guest memory")
-
-    # ---- rings ----
-
-    def _start(self) -> None:
-        """When every ring is described, enabled and can be kicked, the device may run."""
-        if self._active or not all(v.enabled and v.kick >= 0 and v.addresses and v.size for v in self._vrings):
-            return
-        memory = GuestMemory([mapping.region for mapping in self._mappings])
-        queues = []
-        for vring in self._vrings:
-            table, avail, used = vring.addresses or (0, 0, 0)
-            vring.queue = Queue(
-                memory,
-                vring.size,
-                self._at(table, table_size(vring.size)),
-                self._at(avail, avail_size(vring.size)),
-                self._at(used, used_size(vring.size)),
-            )
-            vring.queue.last_avail = vring.base & 0xFFFF
-            queues.append(vring.queue)
-        self._active = True
-        for index, vring in enumerate(self._vrings):
-            self._loop.watch(vring.kick, READ, partial(self._kicked, index, vring.kick))
-        self._device.activate(queues, self._notify)
-
-    def _stop(self) -> None:
-        if self._active:
-            self._active = False
-            for vring in self._vrings:
-                self._loop.watch(vring.kick, 0, lambda _: None)
-                if vring.queue is not None:
-                    vring.base = vring.queue.last_avail
-            self._device.reset()
-
-    def _kicked(self, index: int, fd: int, events: int) -> None:
-        del events
-        with contextlib.suppress(BlockingIOError):
-            os.read(fd, 8)
-        self._device.kicked(index)
-
-    def _notify(self, index: int) -> None:
-        call = self._vrings[index].call
-        if call >= 0:
-            with contextlib.suppress(OSError):
-                os.write(call, U64.pack(1))
-
-    def _close_kick(self, vring: Vring) -> None:
-        if vring.kick >= 0:
-            self._loop.watch(vring.kick, 0, lambda _: None)
-            _close(vring.kick)
-            vring.kick = -1
-
-    def _vring(self, index: int) -> Vring:
-        if index >= len(self._vrings):
-            raise ProtocolError(f"vhost-user: queue {index}, expected less than {len(self._vrings)}")
-        return self._vrings[index]
-
-    def _vring_state(self, payload: bytes) -> tuple[Vring, int]:
-        index, number = _unpack(VRING_STATE, payload)
-        return self._vring(index), number
-
-    def _vring_fd(self, payload: bytes, fds: list[int]) -> tuple[Vring, int]:
-        value = _unpack(U64, payload)[0]
-        vring = self._vring(value & 0xFF)
-        if value & NO_FD:
-            return vring, -1
-        if len(fds) != 1:
-            raise ProtocolError(f"vhost-user: {len(fds)} descriptors with a queue's eventfd, expected 1")
-        return vring, fds.pop()
+    def _ring(self, request: Request, index: int) -> _Ring:
+        if index >= len(self._rings):
+            raise ProtocolError(f"vhost-user: {request.name}: queue {index}, the device has {len(self._rings)}")
+        return self._rings[index]
 
     def _config(self, payload: bytes) -> bytes:
-        offset, size, flags = _unpack(CONFIG, payload)
-        space = self._device.config()
-        if len(payload) != CONFIG.size + size or offset + size > len(space):
-            return b""  # QEMU takes this for an error
-        return CONFIG.pack(offset, size, flags) + space[offset : offset + size]
+        if len(payload) < CONFIG_HEADER.size:
+            raise ProtocolError(f"vhost-user: GET_CONFIG: {len(payload)} bytes, expected {CONFIG_HEADER.size} and more")
+        offset, size, flags = CONFIG_HEADER.unpack_from(payload)
+        if size > MAX_CONFIG or size != len(payload) - CONFIG_HEADER.size or offset + size > len(self._device.config):
+            return b""  # how this request reports an error
+        return CONFIG_HEADER.pack(offset, size, flags) + self._device.config[offset : offset + size]
 
+    # Memory
 
-def _unpack(layout: Struct, payload: bytes) -> tuple[int, ...]:
-    if len(payload) < layout.size:
-        raise ProtocolError(f"vhost-user: need {layout.size} bytes of payload, have {len(payload)}")
-    return layout.unpack_from(payload)
+    def _set_memory(self, payload: bytes, fds: list[int]) -> None:
+        if len(payload) < MEMORY_TABLE.size:
+            raise ProtocolError(
+                f"vhost-user: SET_MEM_TABLE: {len(payload)} bytes, expected {MEMORY_TABLE.size} and more"
+            )
+        count, _ = MEMORY_TABLE.unpack_from(payload)
+        expected = MEMORY_TABLE.size + count * MEMORY_REGION.size
+        if count != len(fds) or len(payload) != expected:
+            raise ProtocolError(
+                f"vhost-user: SET_MEM_TABLE: {count} regions in {len(payload)} bytes with {len(fds)} file descriptors"
+            )
+        for index in range(len(self._rings)):
+            self._stop(index)
+        regions = []
+        self._user_regions = []
+        for fd, (gpa, size, user, offset) in zip(
+            fds, MEMORY_REGION.iter_unpack(payload[MEMORY_TABLE.size :]), strict=True
+        ):
+            regions.append(MemoryRegion.map(fd, gpa=gpa, size=size, offset=offset))
+            self._user_regions.append((user, size, gpa))
+        self._memory = GuestMemory(regions)
+        for index in range(len(self._rings)):
+            self._start(index)
 
+    def _view(self, memory: GuestMemory, user: int, length: int) -> memoryview:
+        """Memory by its address in the front-end."""
+        for start, size, gpa in self._user_regions:
+            if start <= user and user + length <= start + size:
+                return memory.view(gpa + user - start, length)
+        raise ProtocolError(f"vhost-user: {length:#x} bytes of ring at {user:#018x} are not in guest memory")
 
-def _close(fd: int) -> None:
-    if fd >= 0:
-        os.close(fd)
+    # Rings
+
+    def _set_eventfd(self, request: Request, payload: bytes, fds: list[int]) -> None:
+        (value,) = self._unpack(request, U64, payload)
+        ring = self._ring(request, value & VRING_INDEX_MASK)
+        # Without a kick to wait for the rings would have to be polled, which is not offered.
+        wanted = 0 if value & VRING_NO_FD and request is not Request.SET_VRING_KICK else 1
+        if len(fds) != wanted:
+            raise ProtocolError(f"vhost-user: {request.name}: {len(fds)} file descriptors, expected {wanted}")
+        if request is Request.SET_VRING_ERR:
+            return  # a broken queue is silent: QEMU would only print it
+        fd = fds.pop() if fds else None
+        if fd is not None:
+            os.set_blocking(fd, False)
+        if request is Request.SET_VRING_CALL:
+            if ring.call is not None:
+                os.close(ring.call)
+            ring.call = fd
+            if ring.queue is not None:
+                ring.interrupt()  # a signal to the old one may have been missed
+            return
+        self._stop(value & VRING_INDEX_MASK)
+        self._close_kick(ring)
+        ring.kick = fd
+        self._start(value & VRING_INDEX_MASK)
+
+    def _vring_state(self, request: Request, index: int, number: int) -> bytes | None:
+        ring = self._ring(request, index)
+        if request is Request.SET_VRING_ENABLE and ring.enabled == (number != 0):
+            return None
+        self._stop(index)
+        match request:
+            case Request.SET_VRING_NUM:
+                if not 0 < number <= MAX_SIZE or number & (number - 1):
+                    raise ProtocolError(
+                        f"vhost-user: SET_VRING_NUM: size {number} is not a power of two up to {MAX_SIZE}"
+                    )
+                ring.size = number
+            case Request.SET_VRING_BASE:
+                ring.base = number & 0xFFFF
+            case Request.SET_VRING_ENABLE:
+                ring.enabled = number != 0
+            case _:
+                self._close_kick(ring)  # the ring rests until it gets a new one
+                return VRING_STATE.pack(index, ring.base)
+        self._start(index)
+        return None
+
+    def _start(self, index: int) -> None:
+        """Run a ring of which everything is known."""
+        ring = self._rings[index]
+        enabled = ring.enabled or not self._features & VHOST_USER_F_PROTOCOL_FEATURES
+        if not (enabled and ring.size and ring.addresses and ring.kick is not None and self._memory):
+            return
+        ring.queue = Virtqueue(
+            ("rx", "tx", "event")[index],
+            self._memory,
+            ring.size,
+            descriptors=self._view(self._memory, ring.addresses.descriptors, descriptors_size(ring.size)),
+            available=self._view(self._memory, ring.addresses.available, available_size(ring.size)),
+            used=self._view(self._memory, ring.addresses.used, used_size(ring.size)),
+            base=ring.base,
+            interrupt=ring.interrupt,
+        )
+        try:
+            self._loop.watch(ring.kick, lambda _: None)  # being woken is enough: the device looks at its queues
+        except OSError as error:
+            ring.queue = None
+            raise ProtocolError(f"vhost-user: cannot wait for the driver: {error}") from error
+        self._device.start(index, ring.queue)
+
+    def _stop(self, index: int) -> None:
+        ring = self._rings[index]
+        if ring.queue is None:
+            return
+        self._device.stop(index)
+        ring.base = ring.queue.base
+        ring.queue = None
+        if ring.kick is not None:
+            self._loop.forget(ring.kick)
+
+    def _close_kick(self, ring: _Ring) -> None:
+        if ring.kick is not None:
+            os.close(ring.kick)
+            ring.kick = None
+
+    def close(self) -> None:
+        """Stop the rings, forget the memory, close everything."""
+        for index, ring in enumerate(self._rings):
+            self._stop(index)
+            self._close_kick(ring)
+            if ring.call is not None:
+                os.close(ring.call)
+                ring.call = None
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        self._memory = None
+        self._loop.retire(self._transport)

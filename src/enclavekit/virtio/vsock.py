@@ -1,467 +1,469 @@
 # SPDX-License-Identifier: Apache-2.0
-"""virtio-vsock device (virtio 1.2 §5.10): stream connections between a guest and host sockets.
+"""virtio-vsock device: carries packets between two virtqueues and the host's byte streams.
 
-Packets come out of the TX queue, replies and data go into the RX queue. Each side tells the other how many bytes it can
-take in (buf_alloc) and has consumed (fwd_cnt); nobody sends more than that credit, so a slow reader holds its writer,
-not our memory. Half-close keeps the other half: a host's end of file is SHUTDOWN(SEND) only.
+Source: virtio 1.2 §5.10. It owns the table of connections, hands requests of the guest to routes, moves bytes, and
+answers what belongs to nobody with RST (but never an RST). It knows neither sockets nor who runs the guest.
 
-Where a packet goes is decided by its destination CID, in ``routes``; CIDs that are not there get a RST. TX is drained
-whatever happens on RX, else guest and device could wait for each other; replies are queued, and bounded.
+Work is done in ``process``, in bounded portions: the tx queue is drained first, whatever the state of the rx queue;
+then rx buffers are filled, answers before data, data in turns of at most ``MAX_TURN`` bytes a connection. Memory is
+bounded: per connection by the credit that it gives, answers by ``MAX_REPLIES``, connections by ``MAX_CONNECTIONS``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import socket
+import select
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple
 
 from enclavekit.errors import VirtqueueError
-from enclavekit.virtio.loop import READ, WRITE, Loop
-from enclavekit.virtio.queue import Queue
-from enclavekit.virtio.vsock_packet import HEADER, HEADER_SIZE, MAX_PAYLOAD, TYPE_STREAM, Op, Packet, Shutdown
+from enclavekit.virtio.queue import MAX_SIZE, Chain, Virtqueue
+from enclavekit.virtio.vsock_connection import Connection, Event
+from enclavekit.virtio.vsock_host import Outcome, Route, Stream, Timer
+from enclavekit.virtio.vsock_packet import (
+    CONFIG,
+    HEADER,
+    PARENT_CID,
+    SHUTDOWN_BOTH,
+    SHUTDOWN_RECEIVE,
+    SHUTDOWN_SEND,
+    TYPE_STREAM,
+    Address,
+    Header,
+    Op,
+)
 
-VIRTIO_ID_VSOCK = 19
+VIRTIO_F_VERSION_1 = 1 << 32
+
 RX, TX = 0, 1
+"""Queues: to the guest, from the guest. The third, for events, stays with whoever runs the guest."""
 
-PARENT_CID = 3
-"""Connections that the host makes come from here, as on EC2."""
+FIRST_HOST_PORT, END_HOST_PORT = 1 << 30, 1 << 31
+"""Ports that connections from the host come from."""
 
-BUF_ALLOC = 256 * 1024
-"""Bytes of a connection that may wait for a slow host socket; Linux's own default."""
-CREDIT_STEP = 64 * 1024
-"""The guest is told of consumed bytes at least this often."""
-MAX_CONNECTIONS = 4096
+MAX_CONNECTIONS = 16384
 MAX_REPLIES = 8192
-"""More than this many packets waiting for RX buffers: the guest does not read, replies are dropped."""
-CONNECT_TIMEOUT_S = 2.0
+MAX_TURN = 64 * 1024
+MAX_PARTS = 64
+"""Pieces of memory in one system call; a chain in more pieces is copied, or used as far as they go."""
+TX_BATCH = 64
+RX_BATCH = 256
+
 CLOSE_TIMEOUT_S = 2.0
-"""For the guest to answer our full shutdown."""
-BURST = 32
-"""Packets from one host socket before the next has its turn."""
-FIRST_HOST_PORT, LAST_HOST_PORT = 1 << 30, (1 << 31) - 1
-U32 = 0xFFFF_FFFF
-
-Key = tuple[int, int, int]
-"""Host-side CID, host-side port, guest port."""
+"""The guest's time to confirm that a connection is closed."""
 
 
-class Route(Protocol):
-    """What answers for one destination CID."""
+class _Link:
+    """A connection with its stream."""
 
-    def connect(self, port: int, guest_cid: int, guest_port: int) -> socket.socket | None:
-        """A connected non-blocking socket for a guest's dial, or None: nobody listens."""
+    __slots__ = ("connection", "ending", "hung_up", "on_outcome", "outgoing", "queued", "readable", "stream", "timer")
+
+    def __init__(self, connection: Connection, stream: Stream) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.outgoing = bytearray()
+        """What the guest sent and the stream has not taken."""
+        self.readable = False
+        self.ending = False
+        """The stream's end is near: read on until it comes."""
+        self.hung_up = False
+        """Nobody reads the stream any more."""
+        self.queued = False
+        self.timer: Timer | None = None
+        self.on_outcome: Callable[[Outcome, int], None] | None = None
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return (*self.connection.local, self.connection.peer.port)
+
+    @property
+    def has_work(self) -> bool:
+        return self.connection.wants_to_speak or (self.readable and self.connection.credit > 0)
 
 
-class Connection:
-    """One stream; counters are modulo 2^32."""
+class _RxBuffer(NamedTuple):
+    """A chain of the rx queue, cut into the header's place and the payload's."""
 
-    __slots__ = (
-        "advertised", "closing", "fwd_cnt", "guest_done", "host_done", "key", "on_open", "on_refused", "opened",
-        "peer_buf_alloc", "peer_fwd_cnt", "pending", "pending_size", "socket", "tx_cnt", "waiting",
-    )  # fmt: skip
+    head: int
+    header: list[memoryview]
+    body: list[memoryview]
+    room: int
 
-    def __init__(self, key: Key, host: socket.socket) -> None:
-        self.key = key
-        self.socket = host
-        self.opened = False
-        self.on_open: Callable[[], None] | None = None
-        self.on_refused: Callable[[], None] | None = None
-        self.pending: deque[bytes] = deque()  # from the guest, for the host socket
-        self.pending_size = 0
-        self.fwd_cnt = 0  # bytes of the guest's that the host socket took
-        self.advertised = 0  # the fwd_cnt that the guest was last told
-        self.tx_cnt = 0  # bytes sent to the guest
-        self.peer_buf_alloc = 0
-        self.peer_fwd_cnt = 0
-        self.guest_done = Shutdown(0)  # what the guest will not do any more
-        self.host_done = Shutdown(0)  # what we said that we will not do
-        self.waiting = False  # for an RX buffer
-        self.closing = False
 
-    def credit(self) -> int:
-        """Bytes that the guest can still take in."""
-        return max(0, self.peer_buf_alloc - ((self.tx_cnt - self.peer_fwd_cnt) & U32))
+def split(parts: list[memoryview], size: int) -> tuple[list[memoryview], list[memoryview]]:
+    """Cut a row of buffers after ``size`` bytes; the first half is shorter where there are not as many."""
+    for index, part in enumerate(parts):
+        if len(part) > size:
+            return [*parts[:index], part[:size]], [part[size:], *parts[index + 1 :]]
+        size -= len(part)
+        if not size:
+            return parts[: index + 1], parts[index + 1 :]
+    return parts, []
 
 
 class VsockDevice:
-    """The device of one guest. All methods belong to the loop's thread."""
+    """The device of the guest ``guest_cid``. ``routes`` says who lives at which CID and may change at any time."""
 
-    def __init__(self, loop: Loop, guest_cid: int, routes: Mapping[int, Route]) -> None:
-        self._loop = loop
+    features = VIRTIO_F_VERSION_1
+    queue_count = 2
+
+    def __init__(
+        self, guest_cid: int, routes: Mapping[int, Route], call_later: Callable[[float, Callable[[], None]], Timer]
+    ) -> None:
         self.guest_cid = guest_cid
+        self.config = CONFIG.pack(guest_cid)
+        self.error: VirtqueueError | None = None
+        """Why the device is broken, until its queues are started anew."""
+        self._gone = False
         self._routes = routes
-        self._queues: list[Queue] = []
-        self._notify: Callable[[int], None] = lambda _: None
-        self._connections: dict[Key, Connection] = {}
-        self._replies: deque[bytes] = deque()
-        self._starved: list[Connection] = []
-        self._next_port = FIRST_HOST_PORT
-        self.broken: VirtqueueError | None = None
-        """What the guest's driver did; nothing is processed any more until a reset."""
+        self._call_later = call_later
+        self._rx: Virtqueue | None = None
+        self._tx: Virtqueue | None = None
+        self._spare: deque[_RxBuffer] = deque()
+        self._links: dict[tuple[int, int, int], _Link] = {}
+        self._draining: set[_Link] = set()
+        """Closed by the guest, but not all that it sent is delivered."""
+        self._ready: deque[_Link] = deque()
+        self._replies: deque[Header] = deque()
+        self._host_port = FIRST_HOST_PORT
 
-    # ---- transport ----
+    # For the transport
 
-    def config(self) -> bytes:
-        """The configuration space: guest_cid."""
-        return self.guest_cid.to_bytes(8, "little")
+    def start(self, index: int, queue: Virtqueue) -> None:
+        """A queue runs from now on."""
+        self.error = None
+        if index == RX:
+            self._rx = queue
+        else:
+            self._tx = queue
 
-    def activate(self, queues: list[Queue], notify: Callable[[int], None]) -> None:
-        """The driver is ready; ``notify`` interrupts it for a queue."""
-        self._queues, self._notify = queues, notify
-        self.kicked(TX)
-        self.kicked(RX)
+    def stop(self, index: int) -> None:
+        """A queue's last moment, as ``Virtqueue.base`` will be read; ends all connections, for the guest is reset."""
+        try:
+            self._drain_tx(MAX_SIZE)
+        except VirtqueueError as error:
+            self._break(error)
+        if self._rx is not None:
+            self._rx.put_back(len(self._spare))
+        self._spare.clear()
+        if index == RX:
+            self._rx = None
+        else:
+            self._tx = None
+        self.reset()
+
+    def process(self) -> bool:
+        """Do what can be done, in bounded time; True when there is more."""
+        try:
+            more = self._drain_tx(TX_BATCH)
+            return self._fill_rx() or more
+        except VirtqueueError as error:
+            self._break(error)
+            return False
 
     def reset(self) -> None:
-        """The driver is gone (a reboot, the end): so are all connections."""
-        for connection in list(self._connections.values()):
-            self._drop(connection)
-        self._queues, self._replies, self._starved, self.broken = [], deque(), [], None
+        """End all connections. What the guest sent before is still delivered."""
+        for link in list(self._links.values()):
+            self._drop(link, Outcome.ENDED, drain=True)
+        self._ready.clear()
+        self._replies.clear()
 
-    def kicked(self, index: int) -> None:
-        """The driver has put something into a queue."""
-        if not self._queues or self.broken is not None:
+    def end(self) -> None:
+        """Reset, for the last time: the guest is gone. What it sent is still being delivered."""
+        self._gone = True
+        self.reset()
+
+    def close(self) -> None:
+        """End, and wait for nobody."""
+        self.end()
+        for link in self._draining:
+            link.stream.close()
+        self._draining.clear()
+
+    def _break(self, error: VirtqueueError) -> None:
+        self.error = error
+        self._rx = self._tx = None
+        self._spare.clear()
+        self.reset()
+
+    # From the host
+
+    def open(self, port: int, stream: Stream, timeout_s: float, on_outcome: Callable[[Outcome, int], None]) -> None:
+        """Connect ``stream`` to a port of the guest. ``on_outcome`` gets the host's port too; if it is not accepted the
+        stream is closed."""
+        if self._gone or self.error is not None or len(self._links) + len(self._draining) >= MAX_CONNECTIONS:
+            stream.close()
+            on_outcome(Outcome.ENDED if self._gone else Outcome.REFUSED, 0)
             return
-        try:
-            if index == TX:
-                self._drain_tx()
-            else:
-                starved, self._starved = self._starved, []
-                for connection in starved:
-                    connection.waiting = False
-                    self._watch(connection)
-            self._flush_replies()
-        except VirtqueueError as error:
-            self.broken = error
+        local = Address(PARENT_CID, self._host_port)
+        self._host_port += 1
+        if self._host_port == END_HOST_PORT:
+            self._host_port = FIRST_HOST_PORT
+        link = _Link(Connection(local, Address(self.guest_cid, port)), stream)
+        link.on_outcome = on_outcome
+        link.timer = self._call_later(timeout_s, partial(self._give_up, link, Outcome.TIMED_OUT))
+        self._links[link.key] = link
+        self._queue(link)
 
-    # ---- host-initiated connections ----
+    def _give_up(self, link: _Link, outcome: Outcome) -> None:
+        self._reply(link.connection.reset())
+        self._drop(link, outcome, drain=True)
 
-    def connect(
-        self, port: int, host: socket.socket, *, on_open: Callable[[int], None], on_refused: Callable[[], None]
-    ) -> None:
-        """Dial a port of the guest; ``host`` becomes the connection's once open, and is closed with it."""
-        host.setblocking(False)
-        if not self._queues or self.broken is not None or len(self._connections) >= MAX_CONNECTIONS:
-            on_refused()
-            host.close()
-            return
-        host_port = self._free_port(port)
-        connection = Connection((PARENT_CID, host_port, port), host)
-        connection.on_open = lambda: on_open(host_port)
-        connection.on_refused = on_refused
-        self._connections[connection.key] = connection
-        self._reply(connection, Op.REQUEST)
-        self._flush()
-        self._loop.after(CONNECT_TIMEOUT_S, lambda: self._timed_out(connection))
-
-    def _free_port(self, guest_port: int) -> int:
-        while True:
-            port = self._next_port
-            self._next_port = FIRST_HOST_PORT if port == LAST_HOST_PORT else port + 1
-            if (PARENT_CID, port, guest_port) not in self._connections:
-                return port
-
-    def _timed_out(self, connection: Connection) -> None:
-        if not connection.opened and self._connections.get(connection.key) is connection:
-            self._reset(connection)
-            self._flush()
-
-    # ---- guest to host ----
-
-    def _drain_tx(self) -> None:
-        queue, count = self._queues[TX], 0
-        try:
-            # Bounded by the queue's size: a guest that refills it while we look gets its turn again.
-            for _ in range(queue.available()):
-                chain = queue.pop()
-                if chain is None:
-                    break
-                self._take(chain.readable)
-                queue.push(chain.head, 0)
-                count += 1
-        finally:
-            if count:
-                self._notify(TX)
-        if queue.available():
-            self._loop.call(lambda: self.kicked(TX))
-
-    def _take(self, parts: list[memoryview]) -> None:
-        """One packet, however its bytes are spread over descriptors; the header is copied before it is looked at."""
-        if len(parts) == 1:
-            whole = parts[0]
-        elif len(parts) == 2 and len(parts[0]) == HEADER_SIZE:
-            self._packet(Packet._make(HEADER.unpack(bytes(parts[0]))), parts[1])
-            return
+    def _drop(self, link: _Link, outcome: Outcome, *, drain: bool = False) -> None:
+        del self._links[link.key]
+        if link.timer is not None:
+            link.timer.cancel()
+        if drain and link.outgoing:
+            self._draining.add(link)
         else:
-            whole = memoryview(b"".join(parts))
-        if len(whole) < HEADER_SIZE:
-            raise VirtqueueError(f"vsock packet: need {HEADER_SIZE} bytes of header, have {len(whole)}")
-        self._packet(Packet._make(HEADER.unpack(bytes(whole[:HEADER_SIZE]))), whole[HEADER_SIZE:])
+            link.stream.close()
+        if link.on_outcome is not None:
+            link.on_outcome(outcome, 0)
 
-    def _packet(self, packet: Packet, payload: memoryview) -> None:  # noqa: PLR0912 - one case an operation
-        if packet.len > len(payload) or packet.len > MAX_PAYLOAD:
-            raise VirtqueueError(f"vsock packet: payload of {packet.len} bytes, have {len(payload)}")
-        if packet.src_cid != self.guest_cid:
-            return  # a CID of another's: not even an answer
-        connection = self._connections.get((packet.dst_cid, packet.dst_port, packet.src_port))
-        if connection is None:
-            if packet.op == Op.REQUEST and packet.type == TYPE_STREAM:
-                self._request(packet)
-            elif packet.op != Op.RST:
-                self._refuse(packet)
+    def _on_stream(self, link: _Link, events: int) -> None:
+        if events & select.EPOLLOUT and link.outgoing:
+            self._flush(link)
+        if self._links.get(link.key) is not link:
             return
-        if packet.type != TYPE_STREAM:
-            self._reset(connection)
-            return
-        connection.peer_buf_alloc, connection.peer_fwd_cnt = packet.buf_alloc, packet.fwd_cnt
-        match packet.op:
-            case Op.RW:
-                self._data(connection, payload[: packet.len])
-            case Op.CREDIT_UPDATE:
-                self._watch(connection)
-            case Op.CREDIT_REQUEST:
-                self._reply(connection, Op.CREDIT_UPDATE)
-            case Op.RESPONSE if not connection.opened:
-                self._open(connection)
-            case Op.SHUTDOWN:
-                connection.guest_done |= Shutdown(packet.flags & 3)
-                self._settle(connection)
-            case Op.RST:
-                self._drop(connection)
-            case _:  # a second REQUEST, RESPONSE, or no operation at all
-                self._reset(connection)
+        if events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+            link.ending = True
+        if events & (select.EPOLLHUP | select.EPOLLERR):
+            link.hung_up = True
+            if (link.connection.local_shutdown & SHUTDOWN_SEND) or link.connection.peer_shutdown & SHUTDOWN_RECEIVE:
+                link.connection.shut_down(SHUTDOWN_BOTH)
+        if not link.connection.local_shutdown & SHUTDOWN_SEND:
+            link.readable = True
+        self._queue(link)
 
-    def _request(self, packet: Packet) -> None:
-        route = self._routes.get(packet.dst_cid)
-        host = None
-        if route is not None and len(self._connections) < MAX_CONNECTIONS:
-            host = route.connect(packet.dst_port, packet.src_cid, packet.src_port)
-        if host is None:
-            self._refuse(packet)
-            return
-        connection = Connection((packet.dst_cid, packet.dst_port, packet.src_port), host)
-        connection.peer_buf_alloc, connection.peer_fwd_cnt = packet.buf_alloc, packet.fwd_cnt
-        self._connections[connection.key] = connection
-        self._reply(connection, Op.RESPONSE)
-        self._open(connection)
+    # Guest to host
 
-    def _open(self, connection: Connection) -> None:
-        connection.opened = True
-        if connection.on_open is not None:
-            connection.on_open()
-        connection.on_open = connection.on_refused = None
-        self._watch(connection)
-
-    def _data(self, connection: Connection, payload: memoryview) -> None:
-        if not connection.opened or connection.guest_done & Shutdown.SEND:
-            self._reset(connection)
-            return
-        if connection.pending_size + len(payload) > BUF_ALLOC:
-            self._reset(connection)  # it had no credit for this
-            return
-        if not connection.pending:
-            sent = self._send(connection, payload)
-            if sent is None:
-                return
-            payload = payload[sent:]
-        if len(payload):
-            connection.pending.append(bytes(payload))
-            connection.pending_size += len(payload)
-            self._watch(connection)
-        self._credit(connection)
-
-    def _send(self, connection: Connection, data: memoryview | bytes) -> int | None:
-        """Bytes that the host socket took; None when the host is gone, and with it the connection."""
-        try:
-            sent = connection.socket.send(data, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self._reset(connection)
-            return None
-        connection.fwd_cnt = (connection.fwd_cnt + sent) & U32
-        return sent
-
-    def _write_host(self, connection: Connection) -> None:
-        while connection.pending:
-            data = connection.pending[0]
-            sent = self._send(connection, data)
-            if sent is None:
-                return
-            connection.pending_size -= sent
-            if sent < len(data):
-                connection.pending[0] = data[sent:]
+    def _drain_tx(self, limit: int) -> bool:
+        if self._tx is None:
+            return False
+        more = True
+        for _ in range(limit):
+            chain = self._tx.pop()
+            if chain is None:
+                more = False
                 break
-            connection.pending.popleft()
-        self._credit(connection)
-        self._settle(connection)
+            self._take(chain)
+            self._tx.push(chain.head, 0)
+        self._tx.signal()
+        return more
 
-    def _credit(self, connection: Connection) -> None:
-        if (connection.fwd_cnt - connection.advertised) & U32 >= CREDIT_STEP:
-            self._reply(connection, Op.CREDIT_UPDATE)
-
-    # ---- host to guest ----
-
-    def _ready(self, connection: Connection, events: int) -> None:
-        try:
-            if events & WRITE and connection.key in self._connections:
-                self._write_host(connection)
-            if events & READ and self._connections.get(connection.key) is connection:
-                self._read_host(connection)
-            self._flush_replies()
-        except VirtqueueError as error:
-            self.broken = error
-
-    def _read_host(self, connection: Connection) -> None:
-        """Move bytes from the host socket straight into RX buffers, as far as credit and buffers go."""
-        queue, filled = self._queues[RX], 0
-        try:
-            for _ in range(BURST):
-                credit = connection.credit()
-                if not credit or self._replies:
-                    break
-                chain = queue.pop()
-                if chain is None:
-                    self._starve(connection)
-                    break
-                buffer, room = _rx_buffer(chain.writable)
-                size = min(room, credit)
-                try:
-                    count = connection.socket.recv_into(buffer[HEADER_SIZE : HEADER_SIZE + size])
-                except BlockingIOError:
-                    queue.last_avail = (queue.last_avail - 1) & 0xFFFF  # not used: take it again next time
-                    break
-                except OSError:
-                    queue.last_avail = (queue.last_avail - 1) & 0xFFFF
-                    self._reset(connection)
-                    return
-                if not count:
-                    queue.last_avail = (queue.last_avail - 1) & 0xFFFF
-                    self._host_ended(connection)
-                    return
-                buffer[:HEADER_SIZE] = self._header(connection, Op.RW, length=count)
-                connection.tx_cnt = (connection.tx_cnt + count) & U32
-                _scatter(chain.writable, buffer, HEADER_SIZE + count)
-                queue.push(chain.head, HEADER_SIZE + count)
-                filled += 1
-        finally:
-            if filled:
-                self._notify(RX)
-        self._watch(connection)
-
-    def _starve(self, connection: Connection) -> None:
-        if not connection.waiting:
-            connection.waiting = True
-            self._starved.append(connection)
-
-    def _host_ended(self, connection: Connection) -> None:
-        """End of file from the host: we send no more, but go on receiving."""
-        connection.host_done |= Shutdown.SEND
-        self._reply(connection, Op.SHUTDOWN, flags=connection.host_done)
-        self._settle(connection)
-
-    # ---- ends ----
-
-    def _settle(self, connection: Connection) -> None:
-        """After a shutdown of either side, or when its last bytes went out: pass it on, or finish."""
-        if self._connections.get(connection.key) is not connection:
+    def _take(self, chain: Chain) -> None:
+        """One packet from the guest."""
+        if chain.writable:
+            raise VirtqueueError(f"tx queue: the chain from descriptor {chain.head} is writable")
+        head, payload = split(chain.readable, HEADER.size)
+        data = b"".join(head)
+        if len(data) < HEADER.size:
+            raise VirtqueueError(f"tx queue: packet of {len(data)} bytes, a header has {HEADER.size}")
+        header = Header.parse(data)
+        size = sum(map(len, payload))
+        if size < header.len:
+            raise VirtqueueError(f"tx queue: packet says {header.len} bytes of payload, {size} follow")
+        if header.src_cid != self.guest_cid:
             return
-        if connection.guest_done & Shutdown.RECEIVE and not connection.host_done & Shutdown.SEND:
-            with contextlib.suppress(OSError):
-                connection.socket.shutdown(socket.SHUT_RD)
-            connection.host_done |= Shutdown.SEND
-        if connection.guest_done & Shutdown.SEND and not connection.pending:
-            if connection.host_done & Shutdown.SEND:
-                self._reset(connection)  # both halves are done: RST is how this protocol says so
+        link = self._links.get((header.dst_cid, header.dst_port, header.src_port))
+        if header.type != TYPE_STREAM:
+            self._reply(header.reset(), header)
+        elif link is not None:
+            if size > header.len:
+                payload = split(payload, header.len)[0]
+            self._receive(link, header, payload)
+        elif header.op == Op.REQUEST:
+            self._accept(header)
+        else:
+            self._reply(header.reset(), header)
+
+    def _accept(self, header: Header) -> None:
+        source = Address(header.src_cid, header.src_port)
+        route = self._routes.get(header.dst_cid)
+        stream = None
+        if route is not None and len(self._links) + len(self._draining) < MAX_CONNECTIONS:
+            stream = route.dial(source, header.dst_port)
+        if stream is None:
+            self._reply(header.reset())
+            return
+        link = _Link(Connection(Address(header.dst_cid, header.dst_port), source, request=header), stream)
+        self._links[link.key] = link
+        stream.attach(partial(self._on_stream, link))
+        self._queue(link)
+
+    def _receive(self, link: _Link, header: Header, payload: list[memoryview]) -> None:
+        connection = link.connection
+        match connection.receive(header):
+            case Event.DATA:
+                self._deliver(link, payload, header.len)
+            case Event.ACCEPTED:
+                self._opened(link)
+            case Event.SHUTDOWN:
+                if connection.peer_shutdown == SHUTDOWN_BOTH:
+                    self._give_up(link, Outcome.ENDED)
+                    return
+                if connection.peer_shutdown & SHUTDOWN_SEND and not link.outgoing:
+                    link.stream.end()
+                if connection.peer_shutdown & SHUTDOWN_RECEIVE:
+                    link.stream.refuse()
+            case Event.REFUSED:
+                self._drop(link, Outcome.REFUSED)
                 return
-            with contextlib.suppress(OSError):
-                connection.socket.shutdown(socket.SHUT_WR)
-        self._watch(connection)
+            case Event.RESET:
+                # After its last byte the guest may forget a connection before a slow host has read all.
+                self._drop(link, Outcome.ENDED, drain=bool(connection.peer_shutdown & SHUTDOWN_SEND))
+                return
+            case Event.VIOLATION:
+                self._reply(connection.reset(), header)
+                self._drop(link, Outcome.REFUSED)
+                return
+        self._queue(link)
 
-    def _reset(self, connection: Connection) -> None:
-        self._reply(connection, Op.RST)
-        self._drop(connection)
+    def _opened(self, link: _Link) -> None:
+        if link.timer is not None:
+            link.timer.cancel()
+            link.timer = None
+        on_outcome, link.on_outcome = link.on_outcome, None
+        if on_outcome is not None:
+            on_outcome(Outcome.ACCEPTED, link.connection.local.port)
+        link.stream.attach(partial(self._on_stream, link))
 
-    def _drop(self, connection: Connection) -> None:
-        if self._connections.get(connection.key) is connection:
-            del self._connections[connection.key]
-        self._loop.watch(connection.socket, 0, lambda _: None)
-        connection.socket.close()
-        refused, connection.on_refused = connection.on_refused, None
-        if refused is not None:
-            refused()
-
-    # ---- replies ----
-
-    def _watch(self, connection: Connection) -> None:
-        """Wait for what this connection can make use of now."""
-        if self._connections.get(connection.key) is not connection or not connection.opened:
+    def _deliver(self, link: _Link, payload: list[memoryview], size: int) -> None:
+        if not size:
             return
-        events = 0
-        if connection.pending:
-            events |= WRITE
-        if not connection.host_done & Shutdown.SEND and not connection.waiting and connection.credit():
-            events |= READ
-        self._loop.watch(connection.socket, events, lambda ready: self._ready(connection, ready))
+        if link.connection.local_shutdown & SHUTDOWN_RECEIVE:
+            link.connection.consumed(size)
+            return
+        if link.outgoing:
+            link.outgoing += b"".join(payload)
+            return
+        if len(payload) > MAX_PARTS:
+            payload = [memoryview(b"".join(payload))]
+        try:
+            sent = link.stream.send(payload)
+        except OSError:
+            link.connection.consumed(size)
+            link.connection.shut_down(SHUTDOWN_RECEIVE)
+            return
+        link.connection.consumed(sent)
+        if sent < size:
+            link.outgoing += b"".join(split(payload, sent)[1] if sent else payload)
 
-    def _header(self, connection: Connection, op: Op, *, length: int = 0, flags: int = 0) -> bytes:
-        connection.advertised = connection.fwd_cnt
-        cid, port, guest_port = connection.key
-        return HEADER.pack(
-            cid, self.guest_cid, port, guest_port, length, TYPE_STREAM, op, flags, BUF_ALLOC, connection.fwd_cnt
-        )
+    def _flush(self, link: _Link) -> None:
+        """Deliver what waits."""
+        try:
+            sent = link.stream.send([link.outgoing])
+        except OSError:
+            sent = len(link.outgoing)
+            link.connection.shut_down(SHUTDOWN_RECEIVE)
+        del link.outgoing[:sent]
+        link.connection.consumed(sent)
+        if link.outgoing:
+            return
+        if link in self._draining:
+            self._draining.remove(link)
+            link.stream.close()
+        elif link.connection.peer_shutdown & SHUTDOWN_SEND:
+            link.stream.end()
 
-    def _reply(self, connection: Connection, op: Op, *, flags: int = 0) -> None:
-        self._queue_reply(self._header(connection, op, flags=flags))
+    # Host to guest
 
-    def _refuse(self, packet: Packet) -> None:
-        refusal = Packet(packet.dst_cid, packet.src_cid, packet.dst_port, packet.src_port, type=packet.type)
-        self._queue_reply(refusal.pack())
-
-    def _queue_reply(self, header: bytes) -> None:
-        if len(self._replies) < MAX_REPLIES:
+    def _reply(self, header: Header, cause: Header | None = None) -> None:
+        if (cause is None or cause.op != Op.RST) and len(self._replies) < MAX_REPLIES:
             self._replies.append(header)
 
-    def _flush(self) -> None:
-        try:
-            self._flush_replies()
-        except VirtqueueError as error:
-            self.broken = error
+    def _queue(self, link: _Link) -> None:
+        if not link.queued and link.has_work:
+            link.queued = True
+            self._ready.append(link)
 
-    def _flush_replies(self) -> None:
-        if not self._replies or not self._queues:
-            return
-        queue, filled = self._queues[RX], 0
-        while self._replies:
-            chain = queue.pop()
-            if chain is None:
-                break
-            buffer, _ = _rx_buffer(chain.writable)
-            buffer[:HEADER_SIZE] = self._replies.popleft()
-            _scatter(chain.writable, buffer, HEADER_SIZE)
-            queue.push(chain.head, HEADER_SIZE)
-            filled += 1
-        if filled:
-            self._notify(RX)
+    def _fill_rx(self) -> bool:
+        if self._rx is None:
+            return False
+        budget = RX_BATCH
+        while budget > 0 and (self._replies or self._ready) and (buffer := self._next_buffer()) is not None:
+            if self._replies:
+                self._put(buffer, self._replies.popleft())
+                budget -= 1
+                continue
+            link = self._ready.popleft()
+            link.queued = False
+            if self._links.get(link.key) is not link:
+                self._spare.appendleft(buffer)
+                continue
+            header = link.connection.speak()
+            if header is not None:
+                self._put(buffer, header)
+                budget -= 1
+                if header.op == Op.SHUTDOWN and header.flags == SHUTDOWN_BOTH and link.timer is None:
+                    link.timer = self._call_later(CLOSE_TIMEOUT_S, partial(self._give_up, link, Outcome.ENDED))
+            else:
+                self._spare.appendleft(buffer)
+                budget -= self._forward(link)
+            self._queue(link)
+        self._rx.signal()
+        return budget <= 0
 
+    def _next_buffer(self) -> _RxBuffer | None:
+        if self._spare:
+            return self._spare.popleft()
+        assert self._rx is not None  # noqa: S101 - only called while filling it
+        chain = self._rx.pop()
+        if chain is None:
+            return None
+        if chain.readable:
+            raise VirtqueueError(f"rx queue: the chain from descriptor {chain.head} is readable")
+        header, body = split(chain.writable, HEADER.size)
+        body = body[:MAX_PARTS]
+        room = sum(map(len, body))
+        if not room:
+            raise VirtqueueError(
+                f"rx queue: chain of {sum(map(len, chain.writable))} bytes, a packet needs more than {HEADER.size}"
+            )
+        return _RxBuffer(chain.head, header, body, room)
 
-def _rx_buffer(parts: list[memoryview]) -> tuple[memoryview, int]:
-    """A buffer to fill, the RX buffer itself when it is in one piece, and the room for payload."""
-    size = sum(len(part) for part in parts)
-    if size < HEADER_SIZE:
-        raise VirtqueueError(f"vsock RX buffer: {size} bytes, expected at least {HEADER_SIZE}")
-    if len(parts) == 1:
-        return parts[0], size - HEADER_SIZE
-    return memoryview(bytearray(size)), size - HEADER_SIZE
+    def _forward(self, link: _Link) -> int:
+        """Read the stream straight into rx buffers; returns the number of packets."""
+        limit = min(link.connection.credit, MAX_TURN)
+        if not limit or not link.readable:
+            return 0
+        taken: list[_RxBuffer] = []
+        parts: list[memoryview] = []
+        room = 0
+        while room < limit and len(parts) < MAX_PARTS and (buffer := self._next_buffer()) is not None:
+            taken.append(buffer)
+            parts += buffer.body
+            room += buffer.room
+        if room > limit:
+            parts, room = split(parts, limit)[0], limit
+        count = link.stream.receive(parts)
+        packets = 0
+        if count:
+            # Less than there was room for: that was all, unless the stream ends.
+            link.readable = count == room or link.ending
+            for buffer in taken:
+                size = min(buffer.room, count)
+                self._put(buffer, link.connection.data(size), size)
+                packets += 1
+                count -= size
+                if not count:
+                    break
+        else:
+            link.readable = False
+            if count == 0:
+                link.connection.shut_down(SHUTDOWN_BOTH if link.hung_up else SHUTDOWN_SEND)
+        self._spare.extendleft(reversed(taken[packets:]))
+        return packets
 
-
-def _scatter(parts: list[memoryview], buffer: memoryview, size: int) -> None:
-    """Spread what was put into a buffer of ours over the guest's descriptors."""
-    if len(parts) == 1:
-        return
-    offset = 0
-    for part in parts:
-        count = min(len(part), size - offset)
-        part[:count] = buffer[offset : offset + count]
-        offset += count
+    def _put(self, buffer: _RxBuffer, header: Header, size: int = 0) -> None:
+        """Send a packet whose payload is already in its place."""
+        assert self._rx is not None  # noqa: S101
+        if len(buffer.header) == 1:
+            HEADER.pack_into(buffer.header[0], 0, *header)
+        else:
+            data = bytes(header)
+            for part in buffer.header:
+                part[:] = data[: len(part)]
+                data = data[len(part) :]
+        self._rx.push(buffer.head, HEADER.size + size)

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "frame.h"
+
+#define MAX_COMMAND 16 /* more than any payload that init takes from the host */
+
+/* The control connection. The host is not trusted: what it sends is bounded, and it never makes init wait. */
+struct host {
+    int listener;
+    int connection; /* -1 while there is none */
+    size_t have;    /* bytes of the frame that is coming in; of a long one only the beginning is kept */
+    uint8_t frame[FRAME_HEADER + MAX_COMMAND];
+};
+
+/* What the host wants. */
+struct orders {
+    bool ack;
+    bool stop;
+    uint8_t stop_signal; /* 0: the image's own */
+    uint32_t grace_ms;
+};
+
+/* Take a new connection, which replaces the old one, and greet it. False if there is none after all. */
+bool host_accept(struct host *host, bool logs);
+
+/* Read once. False if the connection is to be closed: the other side did so, or it broke the protocol. */
+bool host_receive(struct host *host, struct orders *orders);
+
+void host_close(struct host *host);

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One vsock connection as a machine without I/O: headers in, events out; what it wants to say is asked for.
+
+Source: virtio 1.2 §5.10.6; linux: net/vmw_vsock/virtio_transport_common.c for what guests do. *Peer* is the guest,
+*local* is our side.
+
+Credit, in both directions: every packet tells how much its sender can buffer (buf_alloc) and how much it has consumed
+(fwd_cnt). A sender never has more under way than the receiver can buffer. Both directions close apart.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from enclavekit.virtio.vsock_packet import (
+    SHUTDOWN_BOTH,
+    SHUTDOWN_RECEIVE,
+    SHUTDOWN_SEND,
+    TYPE_STREAM,
+    Address,
+    Header,
+    Op,
+)
+
+BUF_ALLOC = 256 * 1024
+"""Bytes that we buffer for a connection whose host side does not read."""
+
+UPDATE_AFTER = BUF_ALLOC // 2
+"""Consumed bytes that the peer has not been told of before we tell it unasked."""
+
+MAX_IN_FLIGHT = 1 << 30
+"""However much a peer says it can buffer. It also makes a fwd_cnt that runs ahead recognisable."""
+
+COUNTER_MASK = 0xFFFFFFFF
+
+
+class State(Enum):
+    """Of a connection that exists; one that ended is in no table."""
+
+    CONNECTING = auto()
+    """We sent REQUEST."""
+    ESTABLISHED = auto()
+
+
+class Event(Enum):
+    """What a packet meant."""
+
+    NOTHING = auto()
+    ACCEPTED = auto()
+    REFUSED = auto()
+    DATA = auto()
+    CREDIT = auto()
+    SHUTDOWN = auto()
+    RESET = auto()
+    VIOLATION = auto()
+    """The peer broke the protocol: reset the connection."""
+
+
+TRANSITIONS = {
+    (State.CONNECTING, Op.RESPONSE): (State.ESTABLISHED, Event.ACCEPTED),
+    (State.CONNECTING, Op.RST): (State.CONNECTING, Event.REFUSED),
+    (State.ESTABLISHED, Op.RW): (State.ESTABLISHED, Event.DATA),
+    (State.ESTABLISHED, Op.CREDIT_UPDATE): (State.ESTABLISHED, Event.CREDIT),
+    (State.ESTABLISHED, Op.CREDIT_REQUEST): (State.ESTABLISHED, Event.CREDIT),
+    (State.ESTABLISHED, Op.SHUTDOWN): (State.ESTABLISHED, Event.SHUTDOWN),
+    (State.ESTABLISHED, Op.RST): (State.ESTABLISHED, Event.RESET),
+}
+"""What is not here is a violation."""
+
+SPOKEN_IN_ORDER = (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE, Op.SHUTDOWN)
+
+
+class Connection:
+    """Between ``local`` and ``peer``. Made by our REQUEST, or by the peer's, which is then answered by RESPONSE."""
+
+    __slots__ = (
+        "_fwd_cnt",
+        "_peer_buf_alloc",
+        "_peer_fwd_cnt",
+        "_rx_cnt",
+        "_told_fwd_cnt",
+        "_tx_cnt",
+        "_wanted",
+        "local",
+        "local_shutdown",
+        "peer",
+        "peer_shutdown",
+        "state",
+    )
+
+    def __init__(self, local: Address, peer: Address, *, request: Header | None = None) -> None:
+        self.local = local
+        self.peer = peer
+        self.local_shutdown = 0
+        self.peer_shutdown = 0
+        self._tx_cnt = self._rx_cnt = self._fwd_cnt = self._told_fwd_cnt = 0
+        self._peer_buf_alloc = self._peer_fwd_cnt = 0
+        if request is None:
+            self.state = State.CONNECTING
+            self._wanted = {Op.REQUEST}
+        else:
+            self.state = State.ESTABLISHED
+            self._wanted = {Op.RESPONSE}
+            self._take_credit(request)
+
+    # What the peer says
+
+    def receive(self, header: Header) -> Event:
+        """Take a packet's header; a payload's bytes are the caller's, who says ``consumed`` when they are gone."""
+        try:
+            self.state, event = TRANSITIONS[self.state, Op(header.op)]
+        except (KeyError, ValueError):
+            return Event.VIOLATION
+        if event in (Event.REFUSED, Event.RESET):
+            return event
+        if not self._take_credit(header):
+            return Event.VIOLATION
+        if event is Event.DATA:
+            self._rx_cnt += header.len
+            if self.peer_shutdown & SHUTDOWN_SEND or self._rx_cnt - self._fwd_cnt > BUF_ALLOC:
+                return Event.VIOLATION
+        elif event is Event.SHUTDOWN:
+            self.peer_shutdown |= header.flags & SHUTDOWN_BOTH
+        elif header.op == Op.CREDIT_REQUEST:
+            self._wanted.add(Op.CREDIT_UPDATE)
+        return event
+
+    def _take_credit(self, header: Header) -> bool:
+        self._peer_buf_alloc = min(header.buf_alloc, MAX_IN_FLIGHT)
+        self._peer_fwd_cnt = header.fwd_cnt
+        return self._in_flight <= MAX_IN_FLIGHT  # else it has consumed what was never sent
+
+    @property
+    def _in_flight(self) -> int:
+        return (self._tx_cnt - self._peer_fwd_cnt) & COUNTER_MASK
+
+    # What our side does
+
+    @property
+    def credit(self) -> int:
+        """Bytes that may be sent now; 0 as well where either side has ended this direction."""
+        if (
+            self.state is not State.ESTABLISHED
+            or self.local_shutdown & SHUTDOWN_SEND
+            or self.peer_shutdown & SHUTDOWN_RECEIVE
+        ):
+            return 0
+        return max(self._peer_buf_alloc - self._in_flight, 0)
+
+    def data(self, count: int) -> Header:
+        """Of the next packet with ``count`` bytes, at most ``credit``, which are thereby sent."""
+        self._tx_cnt += count
+        return self._header(Op.RW, count)
+
+    def consumed(self, count: int) -> None:
+        """Our side has taken (or thrown away) ``count`` bytes that the peer sent."""
+        self._fwd_cnt += count
+        if self._fwd_cnt - self._told_fwd_cnt >= UPDATE_AFTER:
+            self._wanted.add(Op.CREDIT_UPDATE)
+
+    def shut_down(self, flags: int) -> None:
+        """Our side will receive (``SHUTDOWN_RECEIVE``) or send (``SHUTDOWN_SEND``) no more."""
+        if flags & ~self.local_shutdown:
+            self.local_shutdown |= flags
+            self._wanted.add(Op.SHUTDOWN)
+
+    # What we say
+
+    @property
+    def wants_to_speak(self) -> bool:
+        """Whether ``speak`` has a packet."""
+        return bool(self._wanted)
+
+    def speak(self) -> Header | None:
+        """The next packet without payload that is to be sent."""
+        for op in SPOKEN_IN_ORDER:
+            if op in self._wanted:
+                self._wanted.remove(op)
+                return self._header(op)
+        return None
+
+    def reset(self) -> Header:
+        """An RST: the last word."""
+        return self._header(Op.RST)
+
+    def _header(self, op: Op, count: int = 0) -> Header:
+        self._told_fwd_cnt = self._fwd_cnt
+        self._wanted.discard(Op.CREDIT_UPDATE)
+        flags = self.local_shutdown if op is Op.SHUTDOWN else 0
+        return Header(
+            self.local.cid,
+            self.peer.cid,
+            self.local.port,
+            self.peer.port,
+            count,
+            TYPE_STREAM,
+            op,
+            flags,
+            BUF_ALLOC,
+            self._fwd_cnt & COUNTER_MASK,
+        )

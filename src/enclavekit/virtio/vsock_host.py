@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a vsock device needs of the host: byte streams, routes to them, timers. None of them blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from typing import Protocol
+
+from enclavekit.virtio.vsock_packet import Address
+
+
+class Stream(Protocol):
+    """The host's end of a connection."""
+
+    def attach(self, on_event: Callable[[int], None]) -> None:
+        """Report changes from now on: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, each when it comes up (edges)."""
+
+    def receive(self, buffers: Sequence[memoryview]) -> int | None:
+        """Fill buffers; 0 at the end, None when there is nothing now."""
+
+    def send(self, buffers: Sequence[memoryview | bytearray]) -> int:
+        """Take as much as goes now; ``OSError`` when nobody will ever take it."""
+
+    def end(self) -> None:
+        """Nothing more will be sent."""
+
+    def refuse(self) -> None:
+        """Nothing more will be received."""
+
+    def close(self) -> None:
+        """Done with it."""
+
+
+class Route(Protocol):
+    """Whoever lives at a CID."""
+
+    def dial(self, source: Address, port: int) -> Stream | None:
+        """The guest's port ``source`` wants ``port``; None refuses."""
+
+
+class Timer(Protocol):
+    """Something that will happen."""
+
+    def cancel(self) -> None:
+        """It will not."""
+
+
+class Outcome(Enum):
+    """What became of a connection that the host asked for."""
+
+    ACCEPTED = auto()
+    REFUSED = auto()
+    TIMED_OUT = auto()
+    ENDED = auto()
+    """The guest was reset or is gone."""

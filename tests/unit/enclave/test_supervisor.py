@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor over a fake enclave: pipes and sockets that a test plays init and carrier on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from enclavekit.codec.init_frames import Ack, Decoder, Frame, Hello, Status, StatusKind, Stderr, Stdout, Stop, encode
+from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
+from enclavekit.errors import BootError, CarrierError, EnclaveConnectionError, GuestError, ProtocolError
+from enclavekit.hypervisor.contract import Enclave
+
+
+class FakeEnclave:
+    """Ends when ``end`` is called, as a carrier's process would."""
+
+    def __init__(self) -> None:
+        self.alive, self._alive_write = os.pipe()
+        self.beat = os.eventfd(0, os.EFD_NONBLOCK)
+        self.console_socket, self.serial = socket.socketpair()
+        self.console_socket.setblocking(False)
+        self.init, self._control = socket.socketpair()
+        self.listening = True
+        self.said: str | None = None
+        self._ended = False
+
+    def fileno(self) -> int:
+        return self.alive
+
+    def heartbeat_fd(self) -> int:
+        return self.beat
+
+    def console(self) -> int:
+        return self.console_socket.fileno()
+
+    def connect(self, port: int) -> socket.socket:
+        assert port == 9001
+        if not self.listening:
+            raise EnclaveConnectionError("refused")
+        return self._control
+
+    def failure(self) -> str | None:
+        return self.said
+
+    def end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            os.close(self._alive_write)
+
+    def close(self) -> None:
+        self.end()
+        os.close(self.alive)
+        os.close(self.beat)
+        for each in (self.console_socket, self.serial, self.init, self._control):
+            each.close()
+
+
+@pytest.fixture
+def enclave() -> Iterator[FakeEnclave]:
+    made = FakeEnclave()
+    yield made
+    made.close()
+
+
+def acknowledged(enclave: FakeEnclave) -> None:
+    """Init's end: the host has its status."""
+    enclave.init.recv(5)
+    enclave.end()
+
+
+def supervise(enclave: FakeEnclave, output: list[bytes] | None = None, **options: float) -> Supervisor:
+    seen = [] if output is None else output
+    return Supervisor(cast(Enclave, enclave), Streams(seen.append), **options)
+
+
+def test_status_and_output(enclave: FakeEnclave) -> None:
+    output: list[bytes] = []
+    running: list[bool] = []
+    os.eventfd_write(enclave.beat, 1)
+    frames: list[Frame] = [Hello(logs=True), Stdout(b"out"), Stderr(b"err"), Status(StatusKind.EXITED, 42)]
+    enclave.init.sendall(b"".join(encode(frame) for frame in frames))
+    supervisor = Supervisor(cast(Enclave, enclave), Streams(output.append, on_running=running.append))
+    thread = threading.Thread(target=acknowledged, args=(enclave,))
+    thread.start()
+    assert supervisor.wait() == Outcome(exit_code=42)
+    thread.join()
+    assert (output, running) == ([b"out", b"err"], [True])
+
+
+def test_the_status_is_acknowledged(enclave: FakeEnclave) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    enclave.init.sendall(encode(Status(StatusKind.SIGNALLED, 9)))
+    answers: list[object] = []
+
+    def init() -> None:
+        answers.extend(Decoder().feed(enclave.init.recv(100)))
+        enclave.end()
+
+    thread = threading.Thread(target=init)
+    thread.start()
+    assert supervise(enclave).wait() == Outcome(signal=9)
+    thread.join()
+    assert answers == [Ack()]
+
+
+def test_what_init_could_not_do(enclave: FakeEnclave) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    enclave.init.sendall(encode(Status(StatusKind.FAILED, 0, "cannot run /x: No such file or directory")))
+    thread = threading.Thread(target=acknowledged, args=(enclave,))
+    thread.start()
+    with pytest.raises(GuestError) as caught:
+        supervise(enclave).wait()
+    thread.join()
+    assert str(caught.value) == "init: cannot run /x: No such file or directory"
+
+
+def test_an_end_before_the_heartbeat_with_the_loaders_words(enclave: FakeEnclave) -> None:
+    enclave.serial.send(b"\r\nloader: image magic: got 0x78787878, expected 0x2e656966\r\n")
+    enclave.end()
+    with pytest.raises(BootError) as caught:
+        supervise(enclave).wait()
+    assert str(caught.value) == (
+        "the enclave ended before its init gave a heartbeat: loader: image magic: got 0x78787878, expected 0x2e656966"
+    )
+
+
+def test_a_panic_is_told(enclave: FakeEnclave) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    enclave.serial.send(b"[    1.5] Kernel panic - not syncing: Attempted to kill init!\r\n")
+    enclave.end()
+    with pytest.raises(GuestError) as caught:
+        supervise(enclave).wait()
+    assert str(caught.value) == (
+        "the enclave ended without the application's status: Kernel panic - not syncing: Attempted to kill init!"
+    )
+
+
+def test_a_carrier_that_failed_is_told(enclave: FakeEnclave) -> None:
+    enclave.said = "QEMU ended with exit status 1: no such option"
+    enclave.end()
+    with pytest.raises(CarrierError, match=r"^QEMU ended with exit status 1: no such option$"):
+        supervise(enclave).wait()
+
+
+def test_timeout(enclave: FakeEnclave) -> None:
+    assert supervise(enclave, timeout_s=0.05).wait() == Outcome(timed_out=True)
+
+
+def test_a_stop_before_init_is_there_is_by_force(enclave: FakeEnclave) -> None:
+    supervisor = supervise(enclave)
+    supervisor.request_stop()
+    assert supervisor.wait() == Outcome(stopped=True)
+
+
+def test_a_stop_is_asked_for_once_and_the_status_still_counts(enclave: FakeEnclave) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    requests: list[object] = []
+    supervisor = Supervisor(
+        cast(Enclave, enclave), Streams(lambda _: None, on_running=lambda _: supervisor.request_stop())
+    )
+
+    def init() -> None:
+        enclave.init.sendall(encode(Hello()))
+        requests.extend(Decoder().feed(enclave.init.recv(100)))
+        enclave.init.sendall(encode(Status(StatusKind.EXITED, 5)))
+        enclave.init.recv(100)
+        enclave.end()
+
+    thread = threading.Thread(target=init)
+    thread.start()
+    assert supervisor.wait() == Outcome(exit_code=5)
+    thread.join()
+    assert requests == [Stop(signal=0, grace_ms=5000)]
+
+
+def test_another_init_than_ours_is_only_waited_for(enclave: FakeEnclave) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    enclave.listening = False
+    running: list[bool] = []
+
+    def on_running(logs: bool) -> None:
+        running.append(logs)
+        enclave.end()
+
+    supervisor = Supervisor(cast(Enclave, enclave), Streams(lambda _: None, on_running=on_running))
+    with pytest.raises(GuestError, match="the enclave ended without the application's status"):
+        supervisor.wait()
+    assert running == [False]
+
+
+def test_a_hostile_init(enclave: FakeEnclave) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    enclave.init.sendall(b"\x03\xff\xff\xff\xff")
+    with pytest.raises(ProtocolError):
+        supervise(enclave).wait()

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Split virtqueue: what good drivers do, and every way to break it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclavekit.errors import VirtqueueError
+from enclavekit.testing.virtio import MockQueue
+from enclavekit.virtio.memory import GuestMemory, MemoryRegion
+from enclavekit.virtio.queue import (
+    DESCRIPTOR,
+    USED_ELEMENT,
+    VIRTQ_DESC_F_INDIRECT,
+    VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE,
+    Virtqueue,
+)
+
+NEXT, WRITE = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE
+SIZE = 8
+
+
+class Rig:
+    """A driver and a device on 64 KiB of memory."""
+
+    def __init__(self, base: int = 0) -> None:
+        self.buffer = memoryview(bytearray(0x10000))
+        self.driver = MockQueue("tx", self.buffer, 0, size=SIZE, slot=256)
+        self.memory = GuestMemory([MemoryRegion(0, self.buffer)])
+        self.device = self.driver.for_device(self.memory, base)
+
+
+def test_layouts() -> None:
+    assert DESCRIPTOR.size == 16
+    assert USED_ELEMENT.size == 8
+
+
+def test_an_empty_queue_gives_nothing() -> None:
+    assert Rig().device.pop() is None
+
+
+def test_chains_come_in_order_with_readable_and_writable_parts() -> None:
+    rig = Rig()
+    first = rig.driver.add(readable=[b"abc", b"de"], writable=[4, 8])
+    second = rig.driver.add(readable=[b"x"])
+    chain = rig.device.pop()
+    assert chain is not None
+    assert chain.head == first
+    assert [bytes(part) for part in chain.readable] == [b"abc", b"de"]
+    assert [len(part) for part in chain.writable] == [4, 8]
+    chain = rig.device.pop()
+    assert chain is not None
+    assert (chain.head, chain.writable) == (second, [])
+    assert rig.device.pop() is None
+
+
+def test_what_the_device_writes_reaches_the_driver() -> None:
+    rig = Rig()
+    head = rig.driver.add(writable=[4, 8])
+    chain = rig.device.pop()
+    assert chain is not None
+    chain.writable[0][:] = b"1234"
+    chain.writable[1][:2] = b"56"
+    rig.device.push(chain.head, 6)
+    assert rig.driver.take_used() == [(head, b"123456")]
+
+
+def test_indices_wrap_around() -> None:
+    rig = Rig()
+    for number in range(0x10000 + 2 * SIZE):
+        head = rig.driver.add(readable=[b"%d" % number])
+        chain = rig.device.pop()
+        assert chain is not None
+        assert chain.head == head
+        rig.device.push(head, 0)
+        assert rig.driver.take_used() == [(head, b"")]
+    assert rig.device.base == 2 * SIZE
+
+
+def test_one_interrupt_for_all_that_was_pushed_and_none_for_nothing() -> None:
+    rig = Rig()
+    rig.device.signal()
+    assert rig.driver.interrupts == 0
+    for _ in range(3):
+        rig.driver.add(readable=[b"x"])
+        chain = rig.device.pop()
+        assert chain is not None
+        rig.device.push(chain.head, 0)
+    rig.device.signal()
+    rig.device.signal()
+    assert rig.driver.interrupts == 1
+
+
+def test_chains_put_back_are_available_again() -> None:
+    rig = Rig()
+    heads = [rig.driver.add(readable=[b"x"]) for _ in range(3)]
+    for _ in range(3):
+        rig.device.pop()
+    assert rig.device.base == 3
+    rig.device.put_back(2)
+    assert rig.device.base == 1
+    again = [rig.device.pop(), rig.device.pop()]
+    assert [chain.head for chain in again if chain] == heads[1:]
+
+
+def test_a_queue_goes_on_from_its_base() -> None:
+    rig = Rig(base=2)
+    heads = [rig.driver.add(readable=[b"x"]) for _ in range(3)]
+    chain = rig.device.pop()
+    assert chain is not None
+    assert chain.head == heads[2]
+    assert rig.device.pop() is None
+
+
+def broken(rig: Rig) -> str:
+    with pytest.raises(VirtqueueError) as caught:
+        rig.device.pop()
+    return str(caught.value)
+
+
+def test_more_chains_than_the_ring_holds() -> None:
+    rig = Rig()
+    rig.driver.announce(SIZE + 1)
+    assert broken(rig) == "tx queue: 9 chains available in a ring of 8"
+
+
+def test_head_outside_of_the_table() -> None:
+    rig = Rig()
+    rig.driver.offer(SIZE)
+    assert broken(rig) == "tx queue: descriptor 8 is not in a table of 8"
+
+
+def test_next_outside_of_the_table() -> None:
+    rig = Rig()
+    rig.driver.describe(0, 0, 1, NEXT, 0xFFFF)
+    rig.driver.offer(0)
+    assert broken(rig) == "tx queue: descriptor 65535 is not in a table of 8"
+
+
+def test_a_loop() -> None:
+    rig = Rig()
+    rig.driver.describe(0, 0, 1, NEXT, 1)
+    rig.driver.describe(1, 0, 1, NEXT, 0)
+    rig.driver.offer(0)
+    assert broken(rig) == "tx queue: the chain from descriptor 0 has no end"
+
+
+def test_the_longest_chain_is_all_descriptors() -> None:
+    rig = Rig()
+    rig.driver.add(readable=[b"x"] * SIZE)
+    chain = rig.device.pop()
+    assert chain is not None
+    assert len(chain.readable) == SIZE
+
+
+def test_readable_after_writable() -> None:
+    rig = Rig()
+    rig.driver.describe(0, 0, 1, NEXT | WRITE, 1)
+    rig.driver.describe(1, 0, 1)
+    rig.driver.offer(0)
+    assert broken(rig) == "tx queue: descriptor 1 is readable after writable ones"
+
+
+def test_indirect() -> None:
+    rig = Rig()
+    rig.driver.describe(0, 0, 16, VIRTQ_DESC_F_INDIRECT)
+    rig.driver.offer(0)
+    assert broken(rig) == "tx queue: descriptor 0 is indirect, which was not offered"
+
+
+def test_empty_descriptor() -> None:
+    rig = Rig()
+    rig.driver.describe(3, 0, 0)
+    rig.driver.offer(3)
+    assert broken(rig) == "tx queue: descriptor 3 is empty"
+
+
+def test_buffer_outside_of_memory() -> None:
+    rig = Rig()
+    rig.driver.describe(0, 0xFFFF, 2)
+    rig.driver.offer(0)
+    assert broken(rig) == "guest memory: 0x2 bytes at 0x000000000000ffff are not in one region"
+
+
+@given(rings=st.binary(min_size=4 * SIZE * 16, max_size=4 * SIZE * 16), base=st.integers(0, 0xFFFF))
+def test_any_memory_gives_chains_or_our_error(rings: bytes, base: int) -> None:
+    """All three arrays and the memory that they point to are random."""
+    memory = GuestMemory([MemoryRegion(0, memoryview(bytearray(rings)))])
+    size = 4
+    queue = Virtqueue(
+        "any",
+        memory,
+        size,
+        descriptors=memory.view(0, 16 * size),
+        available=memory.view(64, 4 + 2 * size),
+        used=memory.view(80, 4 + 8 * size),
+        base=base,
+        interrupt=lambda: None,
+    )
+    try:
+        for _ in range(size + 1):
+            chain = queue.pop()
+            if chain is None:
+                break
+            assert 0 < len(chain.readable) + len(chain.writable) <= size
+            queue.push(chain.head, 0)
+    except VirtqueueError:
+        pass
