@@ -22,12 +22,12 @@ from enclavekit.runtime import find_qemu
 
 MIB = 1 << 20
 HEADER = 548
-SECTIONS = ((1, 0x400), (2, 40), (5, 10), (3, 512), (3, 512))
+SECTIONS = ((1, 0x800), (2, 40), (5, 10), (3, 512), (3, 512))
 
 
 def image() -> bytearray:
     """An EIF with a kernel that is only a setup header."""
-    kernel = bytearray(0x400)
+    kernel = bytearray(0x800)
     pack_into("<H", kernel, 0x1FE, 0xAA55)
     kernel[0x202:0x206] = b"HdrS"
     pack_into("<H", kernel, 0x206, 0x20F)
@@ -114,7 +114,7 @@ CASES = {
     ),
     "only a real-mode part": (
         changed(KERNEL + 0x1F1, b"\xff"),
-        "kernel size: got 0x00000400, expected more than its real-mode part",
+        "kernel size: got 0x00000800, expected more than its real-mode part",
     ),
     "alignment": (
         changed(KERNEL + 0x230, (3).to_bytes(4, "little")),

@@ -104,6 +104,14 @@ def test_the_host_dials_the_enclave(enclave: Enclave, rootfs: Path) -> None:
         stop(process)
 
 
+def hung_up(client: socket.socket) -> bool:
+    """The end of the connection; a reset where our line was not even read."""
+    try:
+        return client.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
 def test_a_host_that_dials_a_closed_port_is_hung_up_on(enclave: Enclave, rootfs: Path) -> None:
     process = enclave.start("run", f"dir:{rootfs}", "--logs", "--", "sh", "-c", "echo ready; sleep 5")
     try:
@@ -115,7 +123,7 @@ def test_a_host_that_dials_a_closed_port_is_hung_up_on(enclave: Enclave, rootfs:
                 client.settimeout(30)
                 client.connect(str(enclave.directory / name / "vsock.sock"))
                 client.sendall(line)
-                assert client.recv(100) == b"", line
+                assert hung_up(client), line
         assert process.wait(60) == 0
     finally:
         stop(process)

@@ -45,7 +45,8 @@ def naming(path: str) -> Iterator[None]:
 @output_options
 def describe(image: str, output: Output) -> int:
     """What an image holds and measures, as nitro-cli's describe-eif prints it; -v adds digests of sections."""
-    described = eif.describe(Path(image), section_digests=output.verbose > 0)
+    with naming(image):
+        described = eif.describe(Path(image), section_digests=output.verbose > 0)
     output.result(described)
     return Exit.DONE if described["CheckCRC"] else Exit.FAILED
 

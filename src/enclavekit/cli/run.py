@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from enclavekit.hypervisor.contract import Mode
 from enclavekit.hypervisor.qemu import QemuCarrier
 from enclavekit.runtime import find_qemu
 
+STDOUT, STDERR = 1, 2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -94,7 +94,7 @@ def run(
                 output.say("the image keeps its output to itself: build it with --logs, or run it with --debug")
 
         # With --json, stdout is for the result.
-        write = _writer(sys.stderr.fileno() if output.json else sys.stdout.fileno())
+        write = _writer(STDERR if output.json else STDOUT)
         streams = Streams(output=write, console=write if debug else None, on_running=on_running)
         outcome = run_image(file, carrier, options, streams, on_started)
     code = _exit_code(outcome, signals.number)

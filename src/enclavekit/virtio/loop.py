@@ -40,7 +40,7 @@ class LoopTimer:
 class Loop:
     """``work`` follows every batch of events and is repeated while it returns True; ``on_end`` is the last call.
 
-    ``watch``, ``forget``, ``retire`` and ``call_later`` are for the loop's own thread, or before it starts.
+    ``watch``, ``change``, ``forget``, ``retire`` and ``call_later`` are for the loop's own thread, or before it starts.
     """
 
     def __init__(self, work: Callable[[], bool], on_end: Callable[[], None]) -> None:
@@ -64,6 +64,11 @@ class Loop:
         """Call back with the events that came up, from now on."""
         self._epoll.register(fd, events | select.EPOLLET)
         self._callbacks[fd] = callback
+
+    def change(self, fd: int, events: int) -> None:
+        """Watch for other events; those that are up already come at once."""
+        if fd in self._callbacks:
+            self._epoll.modify(fd, events | select.EPOLLET)
 
     def forget(self, fd: int) -> None:
         """Stop watching, before the fd is closed."""

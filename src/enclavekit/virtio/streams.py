@@ -10,6 +10,8 @@ from contextlib import suppress
 
 from enclavekit.virtio.loop import Loop
 
+READABLE = select.EPOLLIN | select.EPOLLRDHUP
+
 HEARTBEAT_PORT = 9000
 HEARTBEAT = 0xB7
 
@@ -21,10 +23,12 @@ class SocketStream:
         sock.setblocking(False)
         self._loop = loop
         self._socket = sock
+        self._full = False
+        """The last send did not take all: wait for room. Else every read of the other side would wake us."""
 
     def attach(self, on_event: Callable[[int], None]) -> None:
         """Events of the socket, edges."""
-        self._loop.watch(self._socket.fileno(), on_event, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP)
+        self._loop.watch(self._socket.fileno(), on_event, READABLE)
 
     def receive(self, buffers: Sequence[memoryview]) -> int | None:
         """An error ends the stream as its end does."""
@@ -36,11 +40,16 @@ class SocketStream:
             return 0
 
     def send(self, buffers: Sequence[memoryview | bytearray]) -> int:
-        """One system call."""
+        """One system call, mostly."""
         try:
-            return self._socket.sendmsg(buffers)
+            sent = self._socket.sendmsg(buffers)
         except BlockingIOError:
-            return 0
+            sent = 0
+        full = sent < sum(map(len, buffers))
+        if full != self._full:
+            self._full = full
+            self._loop.change(self._socket.fileno(), READABLE | select.EPOLLOUT if full else READABLE)
+        return sent
 
     def end(self) -> None:
         """Shut down one direction."""

@@ -14,7 +14,10 @@ class Stream(Protocol):
     """The host's end of a connection."""
 
     def attach(self, on_event: Callable[[int], None]) -> None:
-        """Report changes from now on: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, each when it comes up (edges)."""
+        """Report EPOLLIN, EPOLLRDHUP and EPOLLHUP from now on, each when it comes up (edges).
+
+        EPOLLOUT too, when there is room again after a ``send`` that did not take all.
+        """
 
     def receive(self, buffers: Sequence[memoryview]) -> int | None:
         """Fill buffers; 0 at the end, None when there is nothing now."""

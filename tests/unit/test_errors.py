@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error class has a code of its own, stable because scripts match it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from enclavekit import errors
+
+CODES = {
+    "boot", "build", "carrier", "connection", "eif", "error", "file", "format", "guest", "image-too-large", "kernel",
+    "launch", "memory", "missing", "no-kernel", "no-qemu", "offline", "protocol", "runtime", "source", "truncated",
+    "unsupported-host", "usage", "virtqueue",
+}  # fmt: skip
+
+
+def classes(root: type[errors.Error] = errors.Error) -> Iterator[type[errors.Error]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from classes(child)
+
+
+def test_codes_are_unique_and_known() -> None:
+    codes = [found.code for found in classes()]
+    assert len(codes) == len(set(codes))
+    assert set(codes) == CODES
+
+
+def test_all_are_in_one_module() -> None:
+    assert {found.__module__ for found in classes()} == {"enclavekit.errors"}
+
+
+def test_an_os_error_names_file_and_reason() -> None:
+    error = errors.FileError.of(OSError(28, "No space left on device"), "a.eif", "write", hint="make room")
+    assert str(error) == "cannot write a.eif: no space left on device"
+    assert error.hint == "make room"
