@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -81,6 +82,7 @@ def run(
         mode=Mode.DEBUG if debug else Mode.PRODUCTION,
         timeout_s=timeout,
     )
+    _allow_many_files()
     started: list[Running] = []
     with _stop_signals() as signals, _image(target, command, words) as file:
 
@@ -95,7 +97,12 @@ def run(
 
         # With --json, stdout is for the result.
         write = _writer(STDERR if output.json else STDOUT)
-        streams = Streams(output=write, console=write if debug else None, on_running=on_running)
+        streams = Streams(
+            output=write,
+            console=write if debug else None,
+            on_running=on_running,
+            on_lost=lambda count: output.say(f"{count} bytes of output were lost: they were not taken in time"),
+        )
         outcome = run_image(file, carrier, options, streams, on_started)
     code = _exit_code(outcome, signals.number)
     if outcome.timed_out:
@@ -112,6 +119,12 @@ def run(
             }
         )
     return code
+
+
+def _allow_many_files() -> None:
+    """Each vsock connection is a Unix socket: take what the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _exit_code(outcome: Outcome, signal_number: int | None) -> int:

@@ -53,7 +53,6 @@ def prepare(runtime: Path) -> None:
     try:
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = runtime.lstat()
-        (runtime / PARENT).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise FileError.of(error, runtime, "make the directory") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -62,6 +61,10 @@ def prepare(runtime: Path) -> None:
             f"user {os.getuid()} with mode drwx------",
             hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
         )
+    try:
+        (runtime / PARENT).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise FileError.of(error, runtime / PARENT, "make the directory") from error
 
 
 def claim(runtime: Path, cid: int | None = None) -> EnclaveDirectory:

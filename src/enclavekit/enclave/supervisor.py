@@ -72,6 +72,8 @@ class Streams:
     console: Callable[[bytes], None] | None = None
     on_running: Callable[[bool], None] | None = None
     """Called once init is connected, with whether the image gives its output to the host."""
+    on_lost: Callable[[int], None] | None = None
+    """Called with a count of bytes of output that init had to drop: nobody took them in time."""
 
 
 class Supervisor:
@@ -221,6 +223,9 @@ class Supervisor:
                     self._status = frame
                     self._send(init_frames.Ack())
                     self._end_deadline = time.monotonic() + END_TIMEOUT_S
+            case init_frames.Lost(count=count):
+                if self._streams.on_lost is not None:
+                    self._streams.on_lost(count)
             case _:
                 pass
 

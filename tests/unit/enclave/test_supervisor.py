@@ -11,7 +11,19 @@ from typing import cast
 
 import pytest
 
-from enclavekit.codec.init_frames import Ack, Decoder, Frame, Hello, Status, StatusKind, Stderr, Stdout, Stop, encode
+from enclavekit.codec.init_frames import (
+    Ack,
+    Decoder,
+    Frame,
+    Hello,
+    Lost,
+    Status,
+    StatusKind,
+    Stderr,
+    Stdout,
+    Stop,
+    encode,
+)
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import BootError, CarrierError, EnclaveConnectionError, GuestError, ProtocolError
 from enclavekit.hypervisor.contract import Enclave
@@ -91,6 +103,17 @@ def test_status_and_output(enclave: FakeEnclave) -> None:
     assert supervisor.wait() == Outcome(exit_code=42)
     thread.join()
     assert (output, running) == ([b"out", b"err"], [True])
+
+
+def test_lost_output_is_told(enclave: FakeEnclave) -> None:
+    lost: list[int] = []
+    os.eventfd_write(enclave.beat, 1)
+    enclave.init.sendall(encode(Lost(1234)) + encode(Status(StatusKind.EXITED, 0)))
+    thread = threading.Thread(target=acknowledged, args=(enclave,))
+    thread.start()
+    Supervisor(cast(Enclave, enclave), Streams(lambda _: None, on_lost=lost.append)).wait()
+    thread.join()
+    assert lost == [1234]
 
 
 def test_the_status_is_acknowledged(enclave: FakeEnclave) -> None:
