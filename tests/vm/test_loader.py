@@ -15,8 +15,8 @@ import pytest
 from enclavekit.cli.environment import data_directory
 from enclavekit.eif import Discovery
 from enclavekit.hypervisor.accel import Accel
-from enclavekit.hypervisor.contract import LaunchSpec, Mode
-from enclavekit.hypervisor.launch import launch
+from enclavekit.hypervisor.contract import Enclave, ImageKind, LaunchSpec, Mode
+from enclavekit.hypervisor.launch import launch, write_image
 from enclavekit.hypervisor.qemu import QemuCarrier
 from enclavekit.runtime import find_qemu
 
@@ -48,22 +48,33 @@ def image() -> bytearray:
     return data
 
 
+def sealed(data: bytearray) -> bytearray:
+    """With the CRC that the host checks."""
+    data = data.ljust(HEADER, b"\0")
+    pack_into(">I", data, 544, zlib.crc32(data[HEADER:], zlib.crc32(data[:544])))
+    return data
+
+
+def console_of(enclave: Enclave) -> str:
+    """All that the serial line said until the machine stopped."""
+    poller = select.poll()
+    poller.register(enclave.fileno(), select.POLLHUP)
+    assert poller.poll(30_000), "the machine runs on"
+    assert enclave.failure() is None
+    console = enclave.console()
+    assert console is not None
+    return os.read(console, 4096).decode()
+
+
 def boot(data: bytearray, tmp_path: Path, memory: int = 64 * MIB) -> str:
     """What the loader says before it stops the machine."""
-    data = data.ljust(HEADER, b"\0") if len(data) < HEADER else data
-    pack_into(">I", data, 544, zlib.crc32(data[HEADER:], zlib.crc32(data[:544])))
+    data = sealed(data)
     qemu = find_qemu(data_directory() / "runtime")
     carrier = QemuCarrier(qemu.command, qemu.environment, qemu.version, Accel.TCG)
     spec = LaunchSpec("00000000", memory, 1, len(data), Discovery.CMDLINE, tmp_path)
     enclave = launch(carrier.create, spec, io.BytesIO(data), mode=Mode.DEBUG)
     try:
-        poller = select.poll()
-        poller.register(enclave.fileno(), select.POLLHUP)
-        assert poller.poll(30_000), "the machine runs on"
-        assert enclave.failure() is None
-        console = enclave.console()
-        assert console is not None
-        return os.read(console, 4096).decode()
+        return console_of(enclave)
     finally:
         enclave.close()
 
@@ -139,3 +150,22 @@ def test_what_is_wrong_is_said_and_the_machine_stops(case: str, tmp_path: Path) 
 
 def test_an_image_that_is_only_a_magic(tmp_path: Path) -> None:
     assert "loader: section count: got 0x00000000" in boot(bytearray(b".eif\0\x04"), tmp_path)
+
+
+def test_a_kernel_that_jumped_back_is_not_booted_again(tmp_path: Path) -> None:
+    """Page 0 still holds what the loader wrote there the first time."""
+    data = sealed(image())
+    qemu = find_qemu(data_directory() / "runtime")
+    enclave = QemuCarrier(qemu.command, qemu.environment, qemu.version, Accel.TCG).create(
+        LaunchSpec("00000000", 64 * MIB, 1, len(data), Discovery.CMDLINE, tmp_path)
+    )
+    try:
+        (region,) = enclave.allocate(64 * MIB)
+        write_image(io.BytesIO(data), len(data), [region], enclave.image_load_offset(ImageKind.EIF))
+        region.buffer[0x4F0:0x4F4] = b"EKBD"
+        enclave.set_user_memory_region(region)
+        enclave.add_vcpu()
+        enclave.start(mode=Mode.DEBUG)
+        assert console_of(enclave) == "loader: the kernel restarted the machine\r\n"
+    finally:
+        enclave.close()
