@@ -206,6 +206,8 @@ static void find_sections(const struct boot_description *boot, struct image *ima
         case RAMDISK:
             if (!image->kernel.start)
                 refuse("ramdisk before the kernel at offset", offset, "the kernel first");
+            if (data.start < image->kernel.start)
+                refuse("ramdisk offset", offset, "a place after the kernel");
             if (image->ramdisks && data.start < image->ramdisk[image->ramdisks - 1].start)
                 refuse("ramdisk offset", offset, "ramdisks in the order of the table");
             image->ramdisk[image->ramdisks++] = data;
@@ -273,8 +275,11 @@ static u32 place_kernel(const struct boot_description *boot, const struct image 
 
     /* Below its preferred address the kernel would unpack itself there, over the image perhaps. */
     u64 start = (u64)boot->image_base + boot->image_size, alignment = le32(setup + KERNEL_ALIGNMENT);
-    if (start < le64(setup + PREF_ADDRESS))
-        start = le64(setup + PREF_ADDRESS);
+    u64 preferred = le64(setup + PREF_ADDRESS);
+    if (preferred > boot->low_memory_end)
+        refuse("kernel preferred address", preferred, "a place in memory below 4 GiB");
+    if (start < preferred)
+        start = preferred;
     start = (start + alignment - 1) & ~(alignment - 1);
     if (start > boot->low_memory_end || needed > boot->low_memory_end - start)
         refuse("memory end", boot->low_memory_end, "room for the kernel past the image");
@@ -297,7 +302,7 @@ static void write_zero_page(const struct boot_description *boot, const u8 *setup
 {
     u8 *zero_page = memory(ZERO_PAGE);
     clear(zero_page, 4096);
-    /* 0x202 + 255 < ZP_E820 - 1, so a hostile length stays clear of the table. */
+    /* A hostile length reaches 0x301 at most: into the E820 table, which is written after it. */
     copy(zero_page + SETUP_SECTS, setup + SETUP_SECTS, HEADER_MAGIC + setup[JUMP_OFFSET] - SETUP_SECTS);
     put32(zero_page + ZP_ACPI_RSDP, boot->rsdp);
     zero_page[TYPE_OF_LOADER] = 0xff;
@@ -328,12 +333,13 @@ u64 loader_main(void)
     find_sections(boot, &image);
     const u8 *setup = memory(image.kernel.start);
     check_kernel(&image, setup);
+    /* Kernel and command line first: joining the ramdisks may move them over what lies between. */
+    u32 entry = place_kernel(boot, &image, setup);
+    write_cmdline(boot, &image, setup);
     struct span ramdisk = join_ramdisks(&image);
     if (!(le16(setup + XLOADFLAGS) & 2) && ramdisk.size
         && (u64)ramdisk.start + ramdisk.size - 1 > le32(setup + INITRD_ADDR_MAX))
         refuse("ramdisk end", (u64)ramdisk.start + ramdisk.size, "below the kernel's limit");
-    u32 entry = place_kernel(boot, &image, setup);
-    write_cmdline(boot, &image, setup);
     write_zero_page(boot, setup, ramdisk, entry);
     return (u64)entry << 32 | ZERO_PAGE;
 }

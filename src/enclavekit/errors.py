@@ -131,6 +131,12 @@ class EnclaveConnectionError(Error):
     code = "connection"
 
 
+class EnclaveRefusedError(EnclaveConnectionError):
+    """Nobody in the enclave listens at that port."""
+
+    code = "refused"
+
+
 class RuntimeInstallError(Error):
     """The runtime could not be installed."""
 

@@ -9,8 +9,8 @@ from enclavekit import errors
 
 CODES = {
     "boot", "build", "carrier", "connection", "eif", "error", "file", "format", "guest", "image-too-large", "kernel",
-    "launch", "memory", "missing", "no-kernel", "no-qemu", "offline", "protocol", "runtime", "source", "truncated",
-    "unsupported-host", "usage", "virtqueue",
+    "launch", "memory", "missing", "no-kernel", "no-qemu", "offline", "protocol", "refused", "runtime", "source",
+    "truncated", "unsupported-host", "usage", "virtqueue",
 }  # fmt: skip
 
 

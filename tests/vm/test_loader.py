@@ -79,6 +79,16 @@ def boot(data: bytearray, tmp_path: Path, memory: int = 64 * MIB) -> str:
         enclave.close()
 
 
+def ramdisk_before_the_kernel() -> bytearray:
+    """The table names the kernel first, but the first ramdisk lies before it in the file."""
+    data = image()
+    end = len(data)
+    data += data[HEADER : HEADER + 12 + 0x800]  # the kernel once more, at the end
+    pack_into(">Q", data, 0x1C, end)
+    pack_into(">HHQ", data, HEADER, 5, 0, 0x800)
+    return data
+
+
 def changed(offset: int, value: bytes) -> bytearray:
     data = image()
     data[offset : offset + len(value)] = value
@@ -134,6 +144,14 @@ CASES = {
     "no room": (
         changed(KERNEL + 0x260, b"\xff\xff\xff\x7f"),
         "memory end: got 0x04000000, expected room for the kernel past the image",
+    ),
+    "preferred address that wraps": (
+        changed(KERNEL + 0x258, b"\xff" * 8),
+        "kernel preferred address: got 0xffffffffffffffff, expected a place in memory below 4 GiB",
+    ),
+    "ramdisk before the kernel": (
+        ramdisk_before_the_kernel(),
+        "ramdisk offset: got 0x00000a92, expected a place after the kernel",
     ),
     "command line": (
         changed(KERNEL + 0x238, (10).to_bytes(4, "little")),

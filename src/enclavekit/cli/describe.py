@@ -25,10 +25,11 @@ def reading(path: str) -> Iterator[BinaryIO]:
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise FileError(f"cannot read {path}: not an ordinary file")
-        with Path(path).open("rb") as file:
-            yield file
+        file = Path(path).open("rb")  # noqa: SIM115 - errors of the caller's are not of this file
     except OSError as error:
         raise FileError.of(error, path, "read") from error
+    with file:
+        yield file
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from enclavekit.errors import UsageError
+from enclavekit.errors import MissingError, UsageError
 
 
 def runtime_directory() -> Path:
@@ -20,7 +20,12 @@ def runtime_directory() -> Path:
 def data_directory() -> Path:
     """Of the installed runtime: $XDG_DATA_HOME/enclavekit, else ~/.local/share/enclavekit."""
     base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "enclavekit"
+    if base:
+        return Path(base) / "enclavekit"
+    try:
+        return Path.home() / ".local" / "share" / "enclavekit"
+    except RuntimeError as error:
+        raise MissingError("this user has no home directory", hint="set HOME or XDG_DATA_HOME") from error
 
 
 def source_date_epoch() -> int | None:

@@ -47,7 +47,8 @@ class Output:
 
     def result(self, value: Any) -> None:
         """Print the result as JSON."""
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        click.echo(text.encode("utf-8", "backslashreplace"))
 
     def say(self, text: str) -> None:
         """A line on stderr, unless quiet."""
@@ -67,7 +68,7 @@ class Output:
             return
         click.echo(f"enclave: {printable(error.message)}", err=True)
         if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
+            click.echo(f"hint: {printable(error.hint)}", err=True)
 
 
 def printable(text: str) -> str:

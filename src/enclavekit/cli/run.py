@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import select
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +35,8 @@ from enclavekit.hypervisor.qemu import QemuCarrier
 from enclavekit.runtime import find_qemu
 
 STDOUT, STDERR = 1, 2
+POLL_MS = 100
+LONGEST_TIMEOUT_S = 10 * 365 * 86400.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -42,7 +47,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--cpus", default=1, show_default=True, type=int, help="Number of vCPUs.")
 @click.option("--cid", type=click.IntRange(4, 0xFFFFFFFE), help="vsock CID; the lowest free one from 16 on.")
 @click.option("--debug", is_flag=True, help="Debug mode: shows the console.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Stop it then; exit 124.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, LONGEST_TIMEOUT_S, min_open=True), metavar="S", help="Stop it then; exit 124."
+)
 @click.option(
     "--accel",
     type=click.Choice(["auto", *(accel.value for accel in Accel)]),
@@ -96,7 +103,11 @@ def run(
                 output.say("the image keeps its output to itself: build it with --logs, or run it with --debug")
 
         # With --json, stdout is for the result.
-        write = _writer(STDERR if output.json else STDOUT)
+        end = None if timeout is None else time.monotonic() + timeout
+        write = _writer(
+            STDERR if output.json else STDOUT,
+            lambda: signals.number is not None or (end is not None and time.monotonic() > end),
+        )
         streams = Streams(
             output=write,
             console=write if debug else None,
@@ -185,12 +196,22 @@ def _stop_signals() -> Iterator[_Signals]:
             signal.signal(number, handler)
 
 
-def _writer(fd: int) -> Callable[[bytes], None]:
-    """All of it, at once: what the application prints is seen when it prints it."""
+def _writer(fd: int, given_up: Callable[[], bool]) -> Callable[[bytes], None]:
+    """All of it, at once: what the application prints is seen when it prints it.
+
+    A reader that takes nothing holds the application up, but neither --timeout nor a signal: then the rest is dropped.
+    """
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
 
     def write(data: bytes) -> None:
         view = memoryview(data)
         while view:
-            view = view[os.write(fd, view) :]
+            if not poller.poll(POLL_MS):
+                if given_up():
+                    return
+                continue
+            with contextlib.suppress(BlockingIOError):
+                view = view[os.write(fd, view[: select.PIPE_BUF]) :]
 
     return write

@@ -78,6 +78,7 @@ def claim(runtime: Path, cid: int | None = None) -> EnclaveDirectory:
             raise LaunchError(f"CID {cid}: enclave {taken[cid]} has it", hint="leave --cid out to get a free one")
         enclave_id = secrets.token_hex(4)
         path = runtime / enclave_id
+        lock = None
         try:
             path.mkdir(mode=0o700)
             lock = try_lock(path / "lock")
@@ -85,8 +86,13 @@ def claim(runtime: Path, cid: int | None = None) -> EnclaveDirectory:
                 raise LaunchError(f"{path}: locked by another process as soon as it was made")
             directory = EnclaveDirectory(path, enclave_id, cid, lock)
             directory.write_state(state="starting")
-        except OSError as error:
-            raise FileError.of(error, path, "make the directory") from error
+        except BaseException as error:
+            shutil.rmtree(path, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+            if isinstance(error, OSError):
+                raise FileError.of(error, path, "make the directory") from error
+            raise
     return directory
 
 
@@ -95,7 +101,10 @@ def living(runtime: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(runtime.iterdir()):
         if path.name == PARENT or not path.is_dir():
             continue
-        lock = try_lock(path / "lock")
+        try:
+            lock = try_lock(path / "lock")
+        except (FileNotFoundError, NotADirectoryError):  # it ends just now
+            continue
         if lock is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)

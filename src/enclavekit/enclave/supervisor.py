@@ -17,7 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from enclavekit.codec import init_frames
-from enclavekit.errors import BootError, CarrierError, EnclaveConnectionError, GuestError, ProtocolError
+from enclavekit.errors import (
+    BootError,
+    CarrierError,
+    EnclaveConnectionError,
+    EnclaveRefusedError,
+    GuestError,
+    ProtocolError,
+)
 from enclavekit.hypervisor.contract import Enclave
 
 CONTROL_PORT = 9001
@@ -37,6 +44,10 @@ STOP_GRACE_S = 5.0
 
 CONSOLE_TAIL = 64 * 1024
 READ_SIZE = 1 << 16
+DEBUG_HINT = "run it with --debug to see its console"
+LONGEST_WAIT_S = 3600.0
+CONNECT_TIMEOUT_S = 10.0
+"""Init listens before its heartbeat, but the machine may be busy."""
 
 # What can be told from the serial port when a guest ends without a word over vsock.
 CONSOLE_CLUES = re.compile(
@@ -94,10 +105,13 @@ class Supervisor:
         self._stop_requests = 0
         self._stop_requests_seen = 0
         self._forced = False
+        self._over = False
 
     def request_stop(self) -> None:
         """Safe in a signal handler: once asks the application to end, twice ends the machine."""
         self._stop_requests += 1
+        if self._over:
+            return
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"s")
 
@@ -125,6 +139,7 @@ class Supervisor:
                 if outcome is not None:
                     return outcome
         finally:
+            self._over = True
             self._selector.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
@@ -133,19 +148,22 @@ class Supervisor:
 
     def _patience(self) -> float | None:
         deadlines = [at for at in (self._deadline, self._boot_deadline, self._end_deadline) if at is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        return min(LONGEST_WAIT_S, max(0.0, min(deadlines) - time.monotonic())) if deadlines else None
 
     def _late(self) -> Outcome | None:
         """What to do about a deadline that has passed, or a stop by force."""
         now = time.monotonic()
         if self._forced or (self._end_deadline is not None and now >= self._end_deadline):
-            return self._outcome() or Outcome(stopped=True)
+            outcome = self._outcome()
+            if outcome is None and not self._stop_requests:
+                raise GuestError("init closed its connection without the application's status", hint=DEBUG_HINT)
+            return outcome or Outcome(stopped=True)
         if self._deadline is not None and now >= self._deadline:
             return Outcome(timed_out=True)
         if self._boot_deadline is not None and now >= self._boot_deadline:
             raise BootError(
                 f"no heartbeat from the enclave's init within {HEARTBEAT_TIMEOUT_S:.0f} s",
-                hint=self._clue() or "run it with --debug to see its console",
+                hint=DEBUG_HINT,
             )
         return None
 
@@ -182,11 +200,13 @@ class Supervisor:
         self._selector.unregister(self._enclave.heartbeat_fd())
         self._boot_deadline = None
         try:
-            self._control = self._enclave.connect(CONTROL_PORT)
-        except EnclaveConnectionError:
+            self._control = self._enclave.connect(CONTROL_PORT, CONNECT_TIMEOUT_S)
+        except EnclaveRefusedError:
             # Another init than ours (AWS's has no such port): the enclave runs, its end is all that we shall know.
             self._running(logs=False)
             return
+        except EnclaveConnectionError:
+            return  # it has ended, or its end will tell
         self._control.setblocking(False)
         self._selector.register(self._control, selectors.EVENT_READ, self._read_control)
 
@@ -254,13 +274,13 @@ class Supervisor:
         if self._boot_deadline is not None:
             raise BootError(
                 "the enclave ended before its init gave a heartbeat" + (f": {clue}" if clue else ""),
-                hint="run it with --debug to see its console",
+                hint=DEBUG_HINT,
             )
         if self._stop_requests:
             return Outcome(stopped=True)
         raise GuestError(
             "the enclave ended without the application's status" + (f": {clue}" if clue else ""),
-            hint="run it with --debug to see its console",
+            hint=DEBUG_HINT,
         )
 
     def _outcome(self) -> Outcome | None:

@@ -95,8 +95,8 @@ class Enclave(Protocol):
     def console(self) -> int | None:
         """Non-blocking fd of serial output, where the carrier gives one; it must be read on."""
 
-    def connect(self, port: int) -> socket.socket:
-        """Connect to a vsock port of the enclave."""
+    def connect(self, port: int, timeout_s: float = 2.0) -> socket.socket:
+        """Connect to a vsock port of the enclave. Errors: ``EnclaveRefusedError``, ``EnclaveConnectionError``."""
 
     def failure(self) -> str | None:
         """What the carrier itself has to say against an end: None when the guest ended by its own doing."""

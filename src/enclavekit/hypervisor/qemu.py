@@ -20,6 +20,7 @@ from enclavekit.errors import CarrierError, LaunchError
 from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.contract import ImageKind, LaunchSpec, MemoryRegion, Mode
 from enclavekit.hypervisor.qmp import Qmp
+from enclavekit.linux.process import dies_with_parent
 from enclavekit.linux.tsc import TscClock
 from enclavekit.platform import rom
 from enclavekit.platform.machine import IMAGE_LOAD_OFFSET, MAX_CPUS, MIB, microvm_windows
@@ -104,8 +105,6 @@ class QemuEnclave:
         console, console_qemu = self._socketpair()
         transport, transport_qemu = self._socketpair()
         control, control_qemu = self._socketpair()
-        alive, alive_qemu = os.pipe2(os.O_CLOEXEC)
-        self._own(alive)
         heartbeat = self._own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._stderr = self._own(os.memfd_create("qemu-stderr", os.MFD_CLOEXEC))
         self._backend = VsockBackend(
@@ -120,6 +119,8 @@ class QemuEnclave:
         self._cleanup.callback(self._backend.close)
         self._backend.start()
         rom_fd = self._compose_rom()
+        alive, alive_qemu = os.pipe2(os.O_CLOEXEC)
+        self._own(alive)
         inherited = [self._memory_fd, rom_fd, console_qemu.fileno(), transport_qemu.fileno(), control_qemu.fileno()]
         try:
             self._process = subprocess.Popen(
@@ -130,6 +131,7 @@ class QemuEnclave:
                 pass_fds=[*inherited, alive_qemu],
                 env=dict(self._carrier.environment),
                 start_new_session=True,  # Ctrl-C is for us
+                preexec_fn=None if self._ends_with_us else dies_with_parent(),  # noqa: PLW1509 - old QEMUs only
             )
         except OSError as error:
             raise CarrierError(f"cannot run QEMU: {self._carrier.command[0]}: {error.strerror}") from error
@@ -141,6 +143,11 @@ class QemuEnclave:
         self._console, self._alive, self._heartbeat = console, alive, heartbeat
         self._qmp = Qmp(control)
         return cid
+
+    @property
+    def _ends_with_us(self) -> bool:
+        """Whether this QEMU can see to it itself."""
+        return self._carrier.version >= EXIT_WITH_PARENT
 
     def _compose_rom(self) -> int:
         parameters = []
@@ -175,7 +182,7 @@ class QemuEnclave:
             # The kernel's reboot=k writes to it, and that ends the machine.
             *("-device", "i8042"),
             *("-sandbox", SANDBOX),
-            *(("-run-with", "exit-with-parent=on") if self._carrier.version >= EXIT_WITH_PARENT else ()),
+            *(("-run-with", "exit-with-parent=on") if self._ends_with_us else ()),
         ]
 
     def fileno(self) -> int:
@@ -190,9 +197,9 @@ class QemuEnclave:
         """Our end of the serial line."""
         return self._console.fileno()
 
-    def connect(self, port: int) -> socket.socket:
+    def connect(self, port: int, timeout_s: float = 2.0) -> socket.socket:
         """Through our own vsock device."""
-        return self._backend.connect(port)
+        return self._backend.connect(port, timeout_s)
 
     def failure(self) -> str | None:
         """QEMU's own words when it failed, or our device's."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import mmap
 import os
 import time
@@ -97,6 +98,7 @@ LOOP_ITERATIONS = 20_000
 # mov cx, iterations; 1: dec cx; jnz 1b; hlt
 LOOP = b"\xb9" + LOOP_ITERATIONS.to_bytes(2, "little") + b"\x49\x75\xfd\xf4"
 LOOP_INSTRUCTIONS = 2 * LOOP_ITERATIONS
+TRIES, PATIENCE_S = 5, 0.03
 
 
 def measure_speed(device: Path = Path("/dev/kvm")) -> float:
@@ -127,11 +129,16 @@ def measure_speed(device: Path = Path("/dev/kvm")) -> float:
         fcntl.ioctl(vcpu, KVM_GET_SREGS, system_registers)
         system_registers.cs.base, system_registers.cs.selector = 0, 0
         fcntl.ioctl(vcpu, KVM_SET_SREGS, system_registers)
-        fcntl.ioctl(vcpu, KVM_SET_REGS, kvm_regs(rip=LOOP_ADDRESS, rflags=2))
-        start = time.perf_counter()
-        fcntl.ioctl(vcpu, KVM_RUN, 0)
-        passed_s = time.perf_counter() - start
-        reason = kvm_run.from_buffer_copy(shared).exit_reason
-        if reason != KVM_EXIT_HLT:
-            raise OSError(f"{device}: the probe's guest left with exit reason {reason}, not {KVM_EXIT_HLT}")
-        return LOOP_INSTRUCTIONS / passed_s
+        # The best of a few: one preemption on a busy machine must not look like emulation.
+        best_s, end = math.inf, time.perf_counter() + PATIENCE_S
+        for _ in range(TRIES):
+            fcntl.ioctl(vcpu, KVM_SET_REGS, kvm_regs(rip=LOOP_ADDRESS, rflags=2))
+            start = time.perf_counter()
+            fcntl.ioctl(vcpu, KVM_RUN, 0)
+            best_s = min(best_s, time.perf_counter() - start)
+            reason = kvm_run.from_buffer_copy(shared).exit_reason
+            if reason != KVM_EXIT_HLT:
+                raise OSError(f"{device}: the probe's guest left with exit reason {reason}, not {KVM_EXIT_HLT}")
+            if time.perf_counter() > end:
+                break
+        return LOOP_INSTRUCTIONS / best_s

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-from enclavekit.errors import EnclaveConnectionError
+from enclavekit.errors import EnclaveConnectionError, EnclaveRefusedError
 from enclavekit.virtio.host_sockets import CONNECT_TIMEOUT_S, MAX_PORT, Listener, ParentRoute
 from enclavekit.virtio.loop import Loop
 from enclavekit.virtio.streams import HEARTBEAT_PORT, HeartbeatStream, SocketStream
@@ -96,7 +96,7 @@ class VsockBackend:
         ours.close()
         match outcome:
             case Outcome.REFUSED:
-                raise EnclaveConnectionError(f"{where}: connection refused", hint="does a program listen there?")
+                raise EnclaveRefusedError(f"{where}: connection refused", hint="does a program listen there?")
             case Outcome.TIMED_OUT:
                 raise EnclaveConnectionError(f"{where}: no answer within {timeout_s:g} s")
             case _:

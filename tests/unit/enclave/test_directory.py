@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -68,6 +69,22 @@ def test_a_broken_state_does_not_confuse(runtime: Path) -> None:
     assert second.enclave_id != first.enclave_id
     first.remove()
     second.remove()
+
+
+def claim_and_remove(runtime: Path) -> None:
+    for _ in range(150):
+        claim(runtime).remove()
+
+
+def test_two_processes_that_come_and_go_do_not_disturb_each_other(runtime: Path) -> None:
+    claim(runtime).remove()
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=claim_and_remove, args=(runtime,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_a_directory_open_to_others_is_refused(runtime: Path) -> None:

@@ -25,7 +25,7 @@ from enclavekit.codec.init_frames import (
     encode,
 )
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
-from enclavekit.errors import BootError, CarrierError, EnclaveConnectionError, GuestError, ProtocolError
+from enclavekit.errors import BootError, CarrierError, EnclaveRefusedError, GuestError, ProtocolError
 from enclavekit.hypervisor.contract import Enclave
 
 
@@ -51,10 +51,10 @@ class FakeEnclave:
     def console(self) -> int:
         return self.console_socket.fileno()
 
-    def connect(self, port: int) -> socket.socket:
-        assert port == 9001
+    def connect(self, port: int, timeout_s: float) -> socket.socket:
+        assert (port, timeout_s) == (9001, 10.0)
         if not self.listening:
-            raise EnclaveConnectionError("refused")
+            raise EnclaveRefusedError("refused")
         return self._control
 
     def failure(self) -> str | None:
