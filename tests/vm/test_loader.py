@@ -151,7 +151,7 @@ CASES = {
     ),
     "ramdisk before the kernel": (
         ramdisk_before_the_kernel(),
-        "ramdisk offset: got 0x00000a92, expected a place after the kernel",
+        "ramdisk offset: got 0x00000a7a, expected a place after the kernel",
     ),
     "command line": (
         changed(KERNEL + 0x238, (10).to_bytes(4, "little")),
