@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import threading
@@ -151,3 +152,23 @@ def test_an_own_listener_of_this_enclave_comes_first(enclave: Enclave, rootfs: P
         assert process.wait(30) == 0
     finally:
         stop(process)
+
+
+def test_a_heartbeat_without_an_answer_is_fatal_as_on_ec2(enclave: Enclave, rootfs: Path) -> None:
+    """A host program at port 9000 takes the heartbeat and hangs up."""
+    enclave.directory.mkdir(mode=0o700)
+    with listening(enclave.directory / "parent" / "9000.sock") as listener:
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        done = enclave("run", f"dir:{rootfs}", "--json", "--", "sh", "-c", "exit 0")
+        thread.join(60)
+    assert done.returncode == 125
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert error["code"] == "boot"
+    assert "the enclave ended before its init gave a heartbeat: init: " in error["message"]
+    assert "heartbeat" in error["message"].rpartition("init: ")[2]
