@@ -150,6 +150,21 @@ def test_qemu_does_not_outlive_us(enclave: Enclave, rootfs: Path) -> None:
     assert enclave.left() == [], "what the killed one left is swept by the next"
 
 
+def test_a_qemu_that_somebody_ends_is_told_from_an_application_that_ended(enclave: Enclave, rootfs: Path) -> None:
+    process = enclave.start("run", source(rootfs), "--logs", "--json", "--", "sh", "-c", "echo ready; sleep 1000")
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"ready\n"
+        (qemu,) = qemu_of(process.pid)
+        os.kill(qemu, signal.SIGTERM)
+        assert process.wait(30) == 125
+        error = json.loads(process.stderr.read())["error"]
+        assert (error["code"], error["message"]) == ("carrier", "QEMU was ended by a signal from outside")
+    finally:
+        stop(process)
+    assert enclave.left() == []
+
+
 def test_two_at_once_have_their_own_ids_and_cids(enclave: Enclave, rootfs: Path, tmp_path: Path) -> None:
     image = tmp_path / "two.eif"
     assert (

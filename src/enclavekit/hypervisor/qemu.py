@@ -212,17 +212,13 @@ class QemuEnclave:
         except subprocess.TimeoutExpired:
             return None
         self._qmp.read()
-        if status == 0 or self._closing:
+        if self._closing:
             return None
+        if status == 0:
+            return "QEMU was ended by a signal from outside" if self._qmp.shutdown_reason == "host-signal" else None
         said = os.pread(self._stderr, STDERR_LIMIT, 0).decode(errors="replace").strip().splitlines()
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return f"QEMU ended with {how}" + (f": {said[-1]}" if said else "")
-
-    @property
-    def shutdown_reason(self) -> str | None:
-        """Why QEMU says that the machine stopped, for instance ``guest-reset``."""
-        self._qmp.read()
-        return self._qmp.shutdown_reason
 
     def close(self) -> None:
         """End QEMU: by asking, then by force."""
