@@ -59,6 +59,24 @@ class EifError(FormatError):
     code = "eif"
 
 
+class SignatureError(Error):
+    """A signature that does not hold: another key's, over other bytes, of another image."""
+
+    code = "signature"
+
+
+class CertificateError(SignatureError):
+    """The certificate of a signature is not valid at that time, or not fit to sign with."""
+
+    code = "certificate"
+
+
+class SigningError(Error):
+    """A key cannot be used, or a signature could not be made."""
+
+    code = "signing"
+
+
 class KernelError(FormatError):
     """Not a kernel that can boot here: no bzImage, another architecture, a broken module."""
 

@@ -3,20 +3,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from enclavekit import eif
 from enclavekit.cli.options import output_options
-from enclavekit.cli.output import Exit, Output
-from enclavekit.errors import FileError, FormatError, UsageError
+from enclavekit.cli.output import Exit, Output, printable
+from enclavekit.errors import CertificateError, FileError, FormatError, SignatureError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MAX_CERTIFICATE = 1 << 20
+PCR_MEANINGS = {
+    "PCR0": "the whole image",
+    "PCR1": "kernel, command line, first ramdisk",
+    "PCR2": "the other ramdisks",
+    "PCR8": "signing certificate",
+}
+PCR2_OF_NOTHING = eif.extend(eif.digest(b"")).hex()
+SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 @contextmanager
@@ -32,24 +43,88 @@ def reading(path: str) -> Iterator[BinaryIO]:
         yield file
 
 
+def read_small(path: str, limit: int = MAX_CERTIFICATE) -> bytes:
+    """All of a file that has to be held: a certificate, a signature."""
+    with reading(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise FormatError(f"{path}: larger than {limit} bytes")
+    return data
+
+
 @contextmanager
 def naming(path: str) -> Iterator[None]:
     """Errors in a file's bytes name the file."""
     try:
         yield
-    except FormatError as error:
+    except (FormatError, SignatureError) as error:
         raise type(error)(f"{path}: {error.message}", hint=error.hint) from error
 
 
 @click.command()
 @click.argument("image", metavar="F.eif")
+@click.option("--strict", is_flag=True, help="Refuse what a hypervisor refuses, an expired certificate included.")
 @output_options
-def describe(image: str, output: Output) -> int:
-    """What an image holds and measures, as nitro-cli's describe-eif prints it; -v adds digests of sections."""
+def describe(image: str, strict: bool, output: Output) -> int:
+    """What an image holds and measures, also of a damaged one; -v adds the digests of its sections.
+
+    --json gives nitro-cli's describe-eif object, and more.
+    """
     with naming(image):
-        described = eif.describe(Path(image), section_digests=output.verbose > 0)
-    output.result(described)
-    return Exit.DONE if described["CheckCRC"] else Exit.FAILED
+        described = eif.describe(
+            Path(image), strict=strict, section_digests=output.verbose > 0 or output.json, at=datetime.now(UTC)
+        )
+    output.show(described, lambda console: _print_description(console, image, described))
+    fine = described["CheckCRC"] and described.get("SignatureCheck", True) and described["Accepted"]
+    return Exit.DONE if fine else Exit.FAILED
+
+
+def shown_size(size: int) -> str:
+    """In the unit that people would use."""
+    for unit, name in SIZES:
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"
+
+
+def _print_description(console: Console, name: str, described: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    def line(label: str, text: str, style: str = "") -> None:
+        console.print(Text(f"{label:<9}", style="dim").append(printable(text), style=style or "not dim"))
+
+    signed = "signed" if described["IsSigned"] else "not signed"
+    console.print(Text(printable(name), style="bold"))
+    line("image", f"EIF version {described['EifVersion']} for {described['Architecture']}, {signed}")
+    if "ImageName" in described:
+        line("name", f"{described['ImageName']} {described['ImageVersion']}")
+        build = described["Metadata"]
+        line("built", f"{build['BuildTime']} by {build['BuildTool']} {build['BuildToolVersion']}")
+        line("kernel", f"{build['OperatingSystem']} {build['KernelVersion']}")
+    if "SigningCertificate" in described:
+        certificate = described["SigningCertificate"]
+        issuer = ", ".join(f"{key}={value}" for key, value in certificate["IssuerName"].items())
+        line("signer", f"{issuer}, valid from {certificate['NotBefore']} to {certificate['NotAfter']}")
+    for pcr, meaning in PCR_MEANINGS.items():
+        value = described["Measurements"].get(pcr)
+        if value:
+            note = " (there is none)" if value == PCR2_OF_NOTHING else ""
+            line(pcr, f"{value}  {meaning}{note}")
+    digests = any("SHA384" in section for section in described["Sections"]) and console.width >= 140
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("section")
+    table.add_column("offset", justify="right")
+    table.add_column("size", justify="right")
+    table.add_column("")
+    if digests:
+        table.add_column("SHA384", no_wrap=True)
+    for section in described["Sections"]:
+        cells = [section["Type"], f"0x{section['Offset']:x}", str(section["Size"]), shown_size(section["Size"])]
+        table.add_row(*cells, *([section["SHA384"]] if digests else []))
+    console.print(table)
+    for warning in described["Warnings"]:
+        console.print(Text("warning: ", style="yellow").append(printable(warning)))
 
 
 @click.command()
@@ -61,26 +136,28 @@ def pcr(files: tuple[str, ...], cert: str | None, output: Output) -> None:
     if bool(files) == bool(cert):
         raise UsageError("pcr: expected files or --cert, one of them", hint="enclave pcr --help")
     if cert:
-        output.result({"PCR8": _certificate_pcr(cert)})
+        value = certificate(cert).pcr8.hex()
+        output.show({"PCR8": value}, lambda console: console.print(value))
         return
     found = {}
     for name in files:
         with reading(name) as file:
             found[name] = eif.extend(eif.digest_file(file, name)).hex()
+    result: Any = [{"File": name, "PCR": value} for name, value in found.items()]
     if len(files) == 1:
-        output.result({"PCR": found[files[0]]})
-    else:
-        output.result([{"File": name, "PCR": value} for name, value in found.items()])
+        result = {"PCR": found[files[0]]}
+
+    def lines(console: Console) -> None:
+        for name, value in found.items():
+            console.print(value if len(files) == 1 else f"{value}  {printable(name)}", markup=False)
+
+    output.show(result, lines)
 
 
-def _certificate_pcr(path: str) -> str:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    with reading(path) as file:
-        data = file.read(MAX_CERTIFICATE)
-    try:
-        certificate = x509.load_pem_x509_certificates(data)[0]
-    except ValueError as error:
-        raise FormatError(f"{path}: not a PEM certificate") from error
-    return eif.extend(hashlib.sha384(certificate.public_bytes(Encoding.DER)).digest()).hex()
+def certificate(path: str) -> eif.SigningCertificate:
+    """A file's certificate, checked as far as one that signs images must be."""
+    found = eif.SigningCertificate(read_small(path))
+    with naming(path):
+        if not found.key:
+            raise CertificateError("certificate: no key")
+    return found

@@ -38,6 +38,16 @@ def source_date_epoch() -> int | None:
     return int(text)
 
 
+def key_password() -> str | None:
+    """Of an encrypted signing key."""
+    return os.environ.get("ENCLAVEKIT_KEY_PASSWORD") or None
+
+
+def pkcs11_pin() -> str | None:
+    """Of the token with the signing key."""
+    return os.environ.get("ENCLAVEKIT_PIN") or None
+
+
 def search_path() -> str:
     """Where programs are looked for."""
     return os.environ.get("PATH", os.defpath)

@@ -17,10 +17,19 @@ COMMANDS = {
     # name: module that defines the click command, imported only when it is used
     "build": "enclavekit.cli.build:build",
     "describe": "enclavekit.cli.describe:describe",
+    "diff": "enclavekit.cli.diff:diff",
+    "extract": "enclavekit.cli.extract:extract",
+    "keygen": "enclavekit.cli.keygen:keygen",
     "pcr": "enclavekit.cli.describe:pcr",
+    "resign": "enclavekit.cli.sign:resign",
     "run": "enclavekit.cli.run:run",
     "runtime": "enclavekit.cli.runtime:runtime",
+    "sign": "enclavekit.cli.sign:sign",
 }
+
+
+FAILURES = {"run": Exit.RUN_FAILED, "diff": Exit.TROUBLE}
+"""Commands whose other exit codes say something else: all failures have this one."""
 
 
 class LateGroup(click.Group):
@@ -57,7 +66,6 @@ def run_command(words: list[str]) -> int:
     """Run one command line and return its exit code."""
     own = words[: words.index("--")] if "--" in words else words
     output = Output(json="--json" in own)
-    foreground_run = bool(own) and own[0] == "run"
     try:
         code: Any = cli.main(args=words, prog_name="enclave", standalone_mode=False)
         return int(code or 0)
@@ -83,7 +91,7 @@ def run_command(words: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("enclave: interrupted", err=True)
         return 130
-    return int(Exit.RUN_FAILED) if foreground_run else int(code)
+    return int(FAILURES.get(own[0], code) if own else code)
 
 
 def _one_line(text: str) -> str:

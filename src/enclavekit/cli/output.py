@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ class Exit(IntEnum):
     DONE = 0
     FAILED = 1
     USAGE = 2
+    TROUBLE = 2  # of diff, which differs with 1
     DIFFERS = 3
     MISSING = 4
     TIMED_OUT = 124
@@ -44,6 +46,17 @@ class Output:
         from rich.console import Console
 
         return Console(stderr=True, highlight=False, soft_wrap=True, quiet=self.quiet)
+
+    def show(self, value: Any, render: Callable[[Console], None]) -> None:
+        """Print a result: as JSON when asked for, else as text for people (colours on a terminal, as with stderr)."""
+        if self.json:
+            self.result(value)
+            return
+        from rich.console import Console
+
+        # A pipe has no width: what is wider than a terminal must not be broken there.
+        width = None if sys.stdout.isatty() else 250
+        render(Console(highlight=False, soft_wrap=True, width=width))
 
     def result(self, value: Any) -> None:
         """Print the result as JSON."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from binascii import unhexlify
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import BinaryIO, ClassVar, Self
@@ -94,9 +94,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An entry that was read, and where its data start in the source."""
+    """An entry that was read, and where it and its data start in the source."""
 
     entry: Entry
+    offset: int
     data_offset: int
 
 
@@ -130,12 +131,15 @@ def archive(items: Iterable[tuple[Entry, Iterable[bytes]]]) -> Iterator[bytes]:
     yield bytes(-written % BLOCK_SIZE)
 
 
-def read(source: BinaryIO, offset: int = 0) -> Iterator[Member]:
+def read(source: BinaryIO, offset: int = 0, end: int | None = None) -> Generator[Member, None, int]:
     """The members of the archive that starts at ``offset`` of a seekable file, up to its trailer.
 
-    Data are left where they are. Whatever the bytes, this yields, ends, or raises FormatError or TruncatedError.
+    ``end`` is where the source ends, by default the file's end. Data are left where they are. The generator's value is
+    where the trailer ends. Whatever the bytes, this yields, ends, or raises FormatError or TruncatedError.
     """
-    end = source.seek(0, 2)
+    if end is None:
+        end = source.seek(0, 2)
+    start = offset
     while True:
         header = _read(source, offset, HEADER_SIZE, end, "header")
         name_size = _fields(header, offset)[-2]
@@ -145,14 +149,14 @@ def read(source: BinaryIO, offset: int = 0) -> Iterator[Member]:
         if name.find(b"\0") != name_size - 1:
             raise FormatError(f"cpio entry at offset 0x{offset:x}: name does not end at its NUL")
         entry = Entry.parse(header, name[:-1], offset)
+        data = start + _padded(offset + HEADER_SIZE + name_size - start)
         if entry.name == TRAILER:
-            return
-        data = offset + _padded(HEADER_SIZE + name_size)
+            return min(data, end)
         if entry.size > end - data:
             raise TruncatedError(
                 f"cpio data at offset 0x{data:x}: need {entry.size} bytes, have {max(0, end - data)}",
             )
-        yield Member(entry, data)
+        yield Member(entry, offset, data)
         offset = data + _padded(entry.size)
 
 
@@ -170,7 +174,7 @@ def _fields(header: bytes, offset: int) -> tuple[int, ...]:
 
 def _read(source: BinaryIO, offset: int, size: int, end: int, what: str) -> bytes:
     source.seek(min(offset, end))
-    data = source.read(size)
+    data = source.read(min(size, max(0, end - offset)))
     if len(data) < size:
         raise TruncatedError(f"cpio {what} at offset 0x{offset:x}: need {size} bytes, have {len(data)}")
     return data

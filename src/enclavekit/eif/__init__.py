@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The enclave image format: read, written, measured and described."""
+"""The enclave image format: read, written, measured, signed, verified and described.
+
+    with open("app.eif", "rb") as file:
+        image = eif.read(file)                                  # or inspect: reads on past what is wrong
+        measured = eif.measure(file, image, name="app.eif")
+    print(image.arch, [section.kind for section in image.sections], measured.measurements.pcr0.hex())
+
+``docs/python.md`` has more of these.
+"""
 
 from enclavekit.eif.content import CHUNK_SIZE, BytesContent, Content, FileContent
-from enclavekit.eif.describe import describe, measurements_object
+from enclavekit.eif.describe import Examined, describe, describe_eif_object, examine, measurements_object
 from enclavekit.eif.layout import Arch, Header, SectionHeader, SectionType
-from enclavekit.eif.measure import Measured, Measurements, digest_file, extend, measure
+from enclavekit.eif.measure import Measured, Measurements, digest, digest_file, extend, measure
 from enclavekit.eif.metadata import BuildInfo, Discovery, KernelInfo, Metadata
-from enclavekit.eif.reader import Image, ImageSection, read, read_section
-from enclavekit.eif.writer import Section, Written, write
+from enclavekit.eif.reader import Image, ImageSection, Remark, inspect, read, read_section
+from enclavekit.eif.rewrite import measure_to_sign, write_signed
+from enclavekit.eif.signature import Signature, Signer, SigningCertificate, sign, signed, unsigned
+from enclavekit.eif.writer import Section, Sign, Written, write
 
 __all__ = [
     "CHUNK_SIZE",
@@ -16,6 +26,7 @@ __all__ = [
     "BytesContent",
     "Content",
     "Discovery",
+    "Examined",
     "FileContent",
     "Header",
     "Image",
@@ -24,16 +35,30 @@ __all__ = [
     "Measured",
     "Measurements",
     "Metadata",
+    "Remark",
     "Section",
     "SectionHeader",
     "SectionType",
+    "Sign",
+    "Signature",
+    "Signer",
+    "SigningCertificate",
     "Written",
     "describe",
+    "describe_eif_object",
+    "digest",
     "digest_file",
+    "examine",
     "extend",
+    "inspect",
     "measure",
+    "measure_to_sign",
     "measurements_object",
     "read",
     "read_section",
+    "sign",
+    "signed",
+    "unsigned",
     "write",
+    "write_signed",
 ]

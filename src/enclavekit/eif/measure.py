@@ -19,13 +19,14 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from enclavekit.eif.content import CHUNK_SIZE
+from enclavekit.eif.crc import combine
 from enclavekit.eif.layout import CRC_OFFSET, HEADER_SIZE, SectionType
 from enclavekit.eif.reader import Image
 from enclavekit.errors import FileError, TruncatedError
@@ -51,10 +52,17 @@ class Measurements:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that reading the whole file tells. ``section_digests`` are SHA-384 of each section's data, when asked for."""
+    """All that reading the whole file tells.
+
+    ``crc`` covers all of the file but the header's last four bytes, as the hypervisor's does; ``sections_crc`` leaves
+    out gaps and what is behind the last section, as QEMU's does. ``crcs`` are those of each section's data alone, and
+    ``section_digests`` their SHA-384, when asked for.
+    """
 
     measurements: Measurements
     crc: int
+    sections_crc: int
+    crcs: tuple[int, ...]
     section_digests: tuple[bytes, ...] | None = None
 
 
@@ -76,8 +84,19 @@ def measure(file: BinaryIO, image: Image, *, name: str, section_digests: bool = 
         except BaseException:
             stop.set()
             raise
-        pcr2, crc, digests = beside.result()
-    return Measured(Measurements(pcr0, pcr1, pcr2), crc, digests)
+        made = beside.result()
+    return Measured(
+        Measurements(pcr0, pcr1, extend(made.application)),
+        combine(made.parts),
+        combine(made.section_parts),
+        tuple(made.crcs),
+        tuple(made.digests) if section_digests else None,
+    )
+
+
+def digest(data: bytes) -> bytes:
+    """SHA-384."""
+    return hashlib.sha384(data).digest()
 
 
 def digest_file(file: BinaryIO, name: str) -> bytes:
@@ -92,7 +111,7 @@ def _measure_chain(descriptor: int, image: Image, name: str) -> tuple[bytes, byt
     measured = [one for one in image.sections if one.type in (*PLATFORM, SectionType.RAMDISK)]
     first = [one for one in measured if one.type in PLATFORM or one is image.ramdisks[0]]
     chain = hashlib.sha384()
-    pcr1 = b""
+    pcr1 = b"" if first else chain.digest()
     for index, section in enumerate(measured, 1):
         for chunk in _chunks(descriptor, section.offset, section.size, name):
             chain.update(chunk)
@@ -107,28 +126,49 @@ def _measure_chain(descriptor: int, image: Image, name: str) -> tuple[bytes, byt
     return extend(chain.digest()), extend(pcr1)
 
 
-def _measure_beside(
-    descriptor: int, image: Image, name: str, section_digests: bool, stop: Event
-) -> tuple[bytes, int, tuple[bytes, ...] | None]:
+@dataclass(slots=True)
+class _Beside:
+    """What is found beside the chain. Parts of the file, in order, are CRC and size."""
+
+    application: bytes = b""
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    section_parts: list[tuple[int, int]] = field(default_factory=list)
+    crcs: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+
+
+def _measure_beside(descriptor: int, image: Image, name: str, section_digests: bool, stop: Event) -> _Beside:
     application = hashlib.sha384()
-    digests = []
-    crc = zlib.crc32(b"".join(bytes(chunk) for chunk in _chunks(descriptor, 0, CRC_OFFSET, name)))
-    for section in image.sections:
-        for chunk in _chunks(descriptor, section.header_offset, section.offset - section.header_offset, name):
-            crc = zlib.crc32(chunk, crc)
-        # The digest of the second ramdisk is what PCR2 is made of, so it is not computed twice.
-        hashers = [application] if section in image.ramdisks[1:] else []
-        own = hashlib.sha384() if section_digests and section not in image.ramdisks[1:2] else None
-        hashers += [own] if own else []
-        for chunk in _chunks(descriptor, section.offset, section.size, name):
+    made = _Beside()
+
+    def part(offset: int, end: int, hashers: Sequence[_Hash] = (), *, between: bool = False) -> int:
+        crc = 0
+        for chunk in _chunks(descriptor, offset, end - offset, name):
             if stop.is_set():
-                return b"", 0, None
+                break
             crc = zlib.crc32(chunk, crc)
             for hasher in hashers:
                 hasher.update(chunk)
+        made.parts.append((crc, end - offset))
+        if not between:
+            made.section_parts.append((crc, end - offset))
+        return crc
+
+    part(0, CRC_OFFSET)
+    end = HEADER_SIZE
+    for section in image.sections:
+        part(end, section.header_offset, between=True)
+        part(section.header_offset, section.offset)
+        # The digest of the second ramdisk is what PCR2 is made of, so it is not computed twice.
+        hashers = [application] if section in image.ramdisks[1:] else []
+        own = hashlib.sha384() if section_digests and section not in image.ramdisks[1:2] else None
+        made.crcs.append(part(section.offset, section.end, [*hashers, own] if own else hashers))
         if section_digests:
-            digests.append((own or application).digest())
-    return extend(application.digest()), crc, tuple(digests) if section_digests else None
+            made.digests.append((own or application).digest())
+        end = section.end
+    part(end, image.size, between=True)
+    made.application = application.digest()
+    return made
 
 
 def _chunks(descriptor: int, offset: int, size: int, name: str) -> Iterator[memoryview]:
@@ -150,9 +190,9 @@ def _chunks(descriptor: int, offset: int, size: int, name: str) -> Iterator[memo
 
 
 class Measurer:
-    """Measures data as they are written, once: the chain and PCR2 in threads of their own, the CRC in the caller's.
+    """Measures sections as they are written, once: the chain and PCR2 in threads of their own, the CRC in the caller's.
 
-    A context manager. At most 4 MiB of data wait for a thread.
+    A context manager. At most 4 MiB of data wait for a thread. ``crc`` is that of all that was given so far.
     """
 
     def __init__(self, sections: Sequence[SectionType]) -> None:
@@ -178,8 +218,8 @@ class Measurer:
         self._pcr2.finish()
 
     def header(self, data: bytes) -> None:
-        """The EIF header, or a section header: only the CRC covers them; it leaves its own four bytes out."""
-        self.crc = zlib.crc32(data[:CRC_OFFSET] if len(data) == HEADER_SIZE else data, self.crc)
+        """A section header: only the CRC covers it."""
+        self.crc = zlib.crc32(data, self.crc)
 
     def data(self, index: int, chunk: bytes) -> None:
         """Some data of the section of that index."""

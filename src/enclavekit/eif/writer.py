@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes an EIF in one pass: the sizes are known beforehand, the data are streamed, the CRC is put in at the end."""
+"""Writes an EIF in one pass: data are streamed and measured, then signed, and the header is written last."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from enclavekit.eif.content import Content
+from enclavekit.eif.crc import combine
 from enclavekit.eif.layout import (
     CRC_OFFSET,
     FLAG_AARCH64,
@@ -22,12 +24,16 @@ from enclavekit.eif.layout import (
     SectionType,
 )
 from enclavekit.eif.measure import Measurements, Measurer
-from enclavekit.eif.reader import check_sections
+from enclavekit.eif.reader import MAX_HELD_SIZES, check_sections
 from enclavekit.errors import EifError
 
 DEFAULT_MEM = 1 << 30
 DEFAULT_CPUS = 2
 """Both as AWS's tools write them; no one reads them."""
+
+
+Sign = Callable[[Measurements], bytes]
+"""Makes a signature section's data of what it is to sign, once that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +53,17 @@ class Written:
     size: int
 
 
-def write(out: BinaryIO, sections: Sequence[Section], *, arch: Arch, version: int = VERSION) -> Written:
-    """Write the sections in this order to a seekable file that stands at its start.
+def write(
+    out: BinaryIO, sections: Sequence[Section], *, arch: Arch, version: int = VERSION, sign: Sign | None = None
+) -> Written:
+    """Write the sections in this order to a seekable file that stands at its start, and their signature after them.
 
     The kernel and the command line come before the ramdisks. EifError when the sections make no image; a content that
     is not as long as it said is a ValueError.
     """
-    header = plan(sections, arch=arch, version=version)
+    header = plan([(section.type, section.content.size) for section in sections], arch=arch, version=version)
     with Measurer([section.type for section in sections]) as measurer:
-        head = bytes(header)
-        measurer.header(head)
-        out.write(head)
+        out.write(bytes(header))
         for index, section in enumerate(sections):
             head = bytes(SectionHeader(section.type, section.content.size))
             measurer.header(head)
@@ -71,28 +77,53 @@ def write(out: BinaryIO, sections: Sequence[Section], *, arch: Arch, version: in
                 raise ValueError(f"{section.type} gave {written} bytes, said {section.content.size}")
             measurer.end(index)
         measurements = measurer.measurements()
-        out.seek(CRC_OFFSET)
-        out.write(measurer.crc.to_bytes(4, "big"))
-        return Written(measurements, measurer.crc, header.offsets[-1] + SECTION_HEADER_SIZE + header.sizes[-1])
+        body = measurer.crc
+    size = out.tell()
+    parts = [(body, size - HEADER_SIZE)]
+    if sign:
+        data = sign(measurements)
+        header = with_section(header, SectionType.SIGNATURE, len(data), size)
+        whole = bytes(SectionHeader(SectionType.SIGNATURE, len(data))) + data
+        out.write(whole)
+        parts.append((zlib.crc32(whole), len(whole)))
+        size += len(whole)
+    return Written(measurements, write_header(out, header, parts), size)
 
 
-def plan(sections: Sequence[Section], *, arch: Arch, version: int = VERSION) -> Header:
-    """The header of the image that ``write`` makes of these sections, its CRC still 0."""
+def write_header(out: BinaryIO, header: Header, parts: Iterable[tuple[int, int]]) -> int:
+    """Write the header with the right CRC, once the CRC and size of each part after it are known; the CRC."""
+    head = bytes(header)[:CRC_OFFSET]
+    crc = combine([(zlib.crc32(head), CRC_OFFSET), *parts])
+    out.seek(0)
+    out.write(bytes(replace(header, crc=crc)))
+    return crc
+
+
+def with_section(header: Header, kind: SectionType, size: int, offset: int) -> Header:
+    """The header with one more section at its table's end; EifError when there is no room, or it is too large."""
+    if len(header.offsets) >= MAX_SECTIONS:
+        raise EifError(f"EIF sections: no room for a {kind}, {MAX_SECTIONS} are the most")
+    if size > MAX_HELD_SIZES.get(kind, size):
+        raise EifError(f"EIF sections: {kind} of {size} bytes, expected at most {MAX_HELD_SIZES[kind]}")
+    return replace(header, offsets=(*header.offsets, offset), sizes=(*header.sizes, size))
+
+
+def plan(
+    sections: Sequence[tuple[SectionType, int]], *, arch: Arch, version: int = VERSION, like: Header | None = None
+) -> Header:
+    """The header of an image of sections of these types and sizes, its CRC still 0.
+
+    All but the table is as in ``like``, where there is one.
+    """
     if len(sections) > MAX_SECTIONS:
         raise EifError(f"EIF sections: {len(sections)}, expected at most {MAX_SECTIONS}")
-    check_sections(version, [(section.type, section.content.size) for section in sections])
+    check_sections(version, sections)
     offsets, offset = [], HEADER_SIZE
-    for section in sections:
+    for _, size in sections:
         offsets.append(offset)
-        offset += SECTION_HEADER_SIZE + section.content.size
+        offset += SECTION_HEADER_SIZE + size
     if offset > MAX_OFFSET:
         raise EifError(f"EIF sections: 0x{offset:x} bytes in all, expected at most 0x{MAX_OFFSET:x}")
-    return Header(
-        version=version,
-        flags=FLAG_AARCH64 if arch is Arch.AARCH64 else 0,
-        default_mem=DEFAULT_MEM,
-        default_cpus=DEFAULT_CPUS,
-        offsets=tuple(offsets),
-        sizes=tuple(section.content.size for section in sections),
-        crc=0,
-    )
+    flags = FLAG_AARCH64 if arch is Arch.AARCH64 else 0
+    made = like or Header(version, flags, DEFAULT_MEM, DEFAULT_CPUS, (), (), 0)
+    return replace(made, offsets=tuple(offsets), sizes=tuple(size for _, size in sections), crc=0)

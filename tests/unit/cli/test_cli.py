@@ -76,7 +76,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_build_describe_and_pcr(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["describe", str(image)]) == 0
+    assert run_command(["describe", str(image), "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert (described["EifVersion"], described["CheckCRC"], described["Architecture"]) == (4, True, "x86_64")
     assert [section["Type"] for section in described["Sections"]] == [
@@ -87,7 +87,7 @@ def test_build_describe_and_pcr(image: Path, capsys: pytest.CaptureFixture[str])
         "ramdisk",
     ]
     assert described["Sections"][3]["Offset"] % 4096 == 0
-    assert run_command(["pcr", str(image)]) == 0
+    assert run_command(["pcr", str(image), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["PCR"]) == 96
 
 
@@ -131,8 +131,8 @@ def fake_qemu() -> None:
     Path("qemu").chmod(0o755)
 
 
-@pytest.mark.parametrize("size", [0, 3, 100, 547, 548, 555, 600, 5000, 20000])
-def test_truncated_anywhere(image: Path, size: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("size", [0, 3, 100, 547, 548, 555])
+def test_truncated_before_there_is_a_section(image: Path, size: int, capsys: pytest.CaptureFixture[str]) -> None:
     Path("short.eif").write_bytes(image.read_bytes()[:size])
     assert run_command(["describe", "short.eif", "--json"]) == 1
     code, message, _ = error(capsys)
@@ -140,11 +140,24 @@ def test_truncated_anywhere(image: Path, size: int, capsys: pytest.CaptureFixtur
     assert message.startswith("short.eif: ")
 
 
+@pytest.mark.parametrize("size", [600, 5000, 20000])
+def test_truncated_anywhere(image: Path, size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("short.eif").write_bytes(image.read_bytes()[:size])
+    assert run_command(["describe", "short.eif", "--json"]) == 1
+    described = json.loads(capsys.readouterr().out)
+    assert described["Accepted"] is False
+    assert any(f"the file ends at 0x{size:x}" in warning for warning in described["Warnings"])
+    assert run_command(["describe", "short.eif", "--json", "--strict"]) == 1
+    code, message, _ = error(capsys)
+    assert code == "truncated"
+    assert message.startswith("short.eif: section ")
+
+
 def test_a_wrong_checksum_is_told_and_fails(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = bytearray(image.read_bytes())
     data[-1] ^= 1
     Path("bad.eif").write_bytes(data)
-    assert run_command(["describe", "bad.eif"]) == 1
+    assert run_command(["describe", "bad.eif", "--json"]) == 1
     described = json.loads(capsys.readouterr().out)
     assert described["CheckCRC"] is False
     assert described["Warnings"]

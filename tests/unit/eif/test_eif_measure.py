@@ -80,12 +80,13 @@ def test_section_digests(tmp_path: Path) -> None:
     assert measured(path, section_digests=True).section_digests == expected
 
 
-def test_crc_leaves_gaps_and_the_tail_out(tmp_path: Path) -> None:
+def test_both_crcs_of_an_image_with_gaps_and_a_tail(tmp_path: Path) -> None:
     data = image("kcm0")
     moved = data[:943] + b"gap" + data[943:] + b"tail"
     path = saved(tmp_path, patched(moved, (0x1C + 24, (946).to_bytes(8, "big"))))
     parts = [slice(0, 544), slice(548, 943), slice(946, len(moved) - 4)]
-    assert measured(path).crc == zlib.crc32(b"".join(path.read_bytes()[part] for part in parts))
+    assert measured(path).sections_crc == zlib.crc32(b"".join(path.read_bytes()[part] for part in parts))
+    assert measured(path).crc == zlib.crc32(path.read_bytes()[548:], zlib.crc32(path.read_bytes()[:544]))
 
 
 def test_large_sections_go_through_many_buffers(tmp_path: Path) -> None:
