@@ -54,14 +54,15 @@ def compare_ramdisks(
 
     ``blocks`` of the sections differ, so files outside of them, at the same place, are not read again; None: not known.
     """
-    details = [f"{ours.size} bytes, then {theirs.size}"] if ours.size != theirs.size else []
+    sizes = [f"{ours.size} bytes, then {theirs.size}"] if ours.size != theirs.size else []
+    reasons = []
     for name, ramdisk in ((ours.name, one), (theirs.name, other)):
         if ramdisk.trouble:
-            details.append(f"{name}: {ramdisk.trouble.message}; what is behind it was not compared by file")
+            reasons.append(f"{name}: {ramdisk.trouble.message}; what is behind it was not compared by file")
     compressions = [[archive.compression for archive in ramdisk.archives] for ramdisk in (one, other)]
     if compressions[0] != compressions[1]:
-        words = ["; ".join(kind or "not compressed" for kind in kinds) for kinds in compressions]
-        details.append(f"{words[0]}, then {words[1]}")
+        words = [", ".join(kind or "not compressed" for kind in kinds) for kinds in compressions]
+        reasons.append(f"compression: {words[0]}; then {words[1]}")
     before, after = _keyed(one), _keyed(other)
     files = []
     for key, (archive, file) in before.items():
@@ -78,13 +79,13 @@ def compare_ramdisks(
         for key, (_, file) in after.items()
         if key not in before
     ]
-    details += _order(list(before), list(after))
-    if not files and not details:
+    reasons += _order(list(before), list(after))
+    if not files and not reasons:
         inodes = [[(file.entry.ino, file.entry.dev) for file in ramdisk.files] for ramdisk in (one, other)]
         what = "inode numbers" if inodes[0] != inodes[1] else "padding, or how the same headers are written"
         compressed = any(kind for kinds in compressions for kind in kinds)
-        details.append("how the same files are compressed" if compressed else what)
-    return details, files
+        reasons.append("how the same files are compressed" if compressed else what)
+    return [*sizes, *reasons], files
 
 
 def _keyed(ramdisk: Ramdisk) -> dict[Key, tuple[Archive, RamdiskFile]]:
