@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes an image: source, tree, ramdisks, EIF. Same inputs, same bytes, for any user, in any directory, at any time.
 
-The file is written beside its place and then renamed, so a build that fails leaves what was there before, and no more.
+A build that fails, also one that cannot be signed, leaves what was there before, and no more.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 from enclavekit import __version__
 from enclavekit.codec.init_config import InitConfig
@@ -25,7 +23,7 @@ from enclavekit.eif import (
     Metadata,
     Section,
     SectionType,
-    Written,
+    Sign,
     write,
 )
 from enclavekit.eif.layout import HEADER_SIZE, SECTION_HEADER_SIZE
@@ -37,6 +35,7 @@ from enclavekit.image.ramdisk import application_ramdisk
 from enclavekit.image.sources import Source, open_directory, open_tar
 from enclavekit.image.tree import MAX_TIME, shown
 from enclavekit.image.users import User, find_user
+from enclavekit.linux.atomic import replacing
 
 _I8042 = " i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd"
 DEFAULT_CMDLINES = {
@@ -62,7 +61,8 @@ class BuildOptions:
     """All that an image is made of.
 
     ``source`` is ``dir:DIRECTORY`` or ``tar:FILE``. ``epoch``, seconds since 1970, is the build time, and no file is
-    newer; None is 0 for directories, and for tars their newest file. ``init`` replaces the package's own.
+    newer; None is 0 for directories, and for tars their newest file. ``init`` replaces the package's own. ``sign``
+    makes the image's signature.
     """
 
     source: str
@@ -80,6 +80,7 @@ class BuildOptions:
     name: str | None = None
     version: str = DEFAULT_VERSION
     init: bytes | None = None
+    sign: Sign | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def build(options: BuildOptions) -> BuildResult:
     with kernel_file, _open_source(options, output.parent) as source:
         kernel = open_kernel(kernel_file, path)
         sections, warnings = _sections(options, kernel, source)
-        written = _write(output, sections, kernel.arch)
+        with replacing(output) as out:
+            written = write(out, sections, arch=kernel.arch, sign=options.sign)
     return BuildResult(
         options.output, kernel.arch, written.size, written.crc, written.measurements, (*source.warnings, *warnings)
     )
@@ -204,22 +206,6 @@ def _metadata(options: BuildOptions, kernel: Kernel, epoch: int) -> Metadata:
         ),
         kernel=KernelInfo(options.kernel.name, kernel.sha384, kernel.discovery),
     )
-
-
-def _write(output: Path, sections: Sequence[Section], arch: Arch) -> Written:
-    beside = output.parent / f".enclavekit-{secrets.token_hex(8)}.eif"
-    try:
-        out: BinaryIO
-        with beside.open("xb") as out:
-            written = write(out, sections, arch=arch)
-        beside.replace(output)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise FileError.of(error, output, "write") from error
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    return written
 
 
 def _bytes(text: str) -> bytes:

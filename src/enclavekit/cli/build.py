@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import click
 
 from enclavekit.build.image import BuildOptions, KernelChoice
 from enclavekit.build.image import build as build_image
+from enclavekit.cli.describe import certificate
 from enclavekit.cli.environment import source_date_epoch
 from enclavekit.cli.options import image_options, kernel_options, output_options
 from enclavekit.cli.output import Output
 from enclavekit.cli.runtime import runtime_root
+from enclavekit.cli.sign import make_signature, signing_options
 from enclavekit.eif import Arch, measurements_object
+from enclavekit.errors import UsageError
 from enclavekit.runtime import find_kernel
 
 
@@ -55,14 +59,31 @@ def build_options(
 )
 @kernel_options
 @image_options
+@signing_options
 @output_options
-def build(source: str, command: tuple[str, ...], target: str, output: Output, **words: Any) -> None:
+def build(
+    source: str,
+    command: tuple[str, ...],
+    target: str,
+    sign_cert: str | None,
+    sign_key: str | None,
+    pkcs11_module: str | None,
+    output: Output,
+    **words: Any,
+) -> None:
     """Make an image of a root filesystem: dir:DIR or tar:FILE. The same inputs give the same bytes.
 
     The command to run in the enclave stands after --.
     """
-    result = build_image(build_options(source, Path(target), command, **words))
+    if bool(sign_cert) != bool(sign_key):
+        raise UsageError("--sign-cert and --sign-key need each other", hint="enclave keygen makes both")
+    options = build_options(source, Path(target), command, **words)
+    pcr8 = None
+    if sign_cert and sign_key:
+        pcr8 = certificate(sign_cert).pcr8
+        options = replace(options, sign=make_signature(sign_cert, sign_key, pkcs11_module, output))
+    result = build_image(options)
     for warning in result.warnings:
         output.say(f"warning: {warning}")
     output.detail(f"{result.path}: {result.size} bytes, {result.arch}")
-    output.result({"Measurements": measurements_object(result.measurements)})
+    output.result({"Measurements": measurements_object(result.measurements, pcr8)})

@@ -99,6 +99,27 @@ def test_the_same_inputs_give_the_same_bytes(kernel: Path, rootfs: Path, capsys:
     assert one == two
 
 
+def test_a_signed_build(kernel: Path, rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        assert run_command(["keygen", "--cert", f"{name}.crt", "--key", f"{name}.key"]) == 0
+    words = ["build", f"dir:{rootfs}", "-o", "a.eif", "--kernel", str(kernel), "--json"]
+    good, bad = ["--sign-cert", "one.crt", "--sign-key", "one.key"], ["--sign-cert", "one.crt", "--sign-key", "two.key"]
+    capsys.readouterr()
+    assert run_command([*words, *good, "--", "/bin/app"]) == 0
+    measurements = json.loads(capsys.readouterr().out)["Measurements"]
+    assert run_command(["describe", "a.eif", "--strict", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["SignatureCheck"] is True
+    assert described["Measurements"] == measurements
+    # A key that is not the certificate's: what was there stays, and nothing is made.
+    before = sorted(path.name for path in Path().iterdir()), Path("a.eif").read_bytes()
+    assert run_command([*words, *bad, "--", "/bin/app"]) == 1
+    assert error(capsys)[:2] == ("signing", "the key does not belong to the certificate")
+    assert (sorted(path.name for path in Path().iterdir()), Path("a.eif").read_bytes()) == before
+    assert run_command([*words, *good[:2], "--", "/bin/app"]) == 2
+    assert error(capsys)[1] == "--sign-cert and --sign-key need each other"
+
+
 def test_words_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["describe", "--json"]) == 2
     assert error(capsys) == ("usage", "missing argument 'F.eif'", "enclave describe --help")
