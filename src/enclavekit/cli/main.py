@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +21,7 @@ COMMANDS = {
     "diff": "enclavekit.cli.diff:diff",
     "extract": "enclavekit.cli.extract:extract",
     "keygen": "enclavekit.cli.keygen:keygen",
+    "nitro-cli": "enclavekit.nitro_cli.main:nitro_cli",
     "pcr": "enclavekit.cli.describe:pcr",
     "resign": "enclavekit.cli.sign:resign",
     "run": "enclavekit.cli.run:run",
@@ -28,6 +30,7 @@ COMMANDS = {
 }
 
 
+NITRO_CLI = "nitro-cli"
 FAILURES = {"run": Exit.RUN_FAILED, "diff": Exit.TROUBLE}
 """Commands whose other exit codes say something else: all failures have this one."""
 
@@ -57,13 +60,20 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The program: never a traceback for bad input, a lacking machine or Ctrl-C."""
+    """The program: never a traceback for bad input, a lacking machine or Ctrl-C.
+
+    Called by the name nitro-cli (a symlink), it is that.
+    """
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None and Path(sys.argv[0]).name == NITRO_CLI:
+        sys.exit(_nitro_cli(words, NITRO_CLI))
     sys.exit(run_command(words))
 
 
 def run_command(words: list[str]) -> int:
     """Run one command line and return its exit code."""
+    if words[:1] == [NITRO_CLI]:
+        return _nitro_cli(words[1:], f"enclave {NITRO_CLI}")
     own = words[: words.index("--")] if "--" in words else words
     output = Output(json="--json" in own)
     try:
@@ -92,6 +102,12 @@ def run_command(words: list[str]) -> int:
         click.echo("enclave: interrupted", err=True)
         return 130
     return int(FAILURES.get(own[0], code) if own else code)
+
+
+def _nitro_cli(words: list[str], name: str) -> int:
+    from enclavekit.nitro_cli.main import run_command as run
+
+    return run(words, name)
 
 
 def _one_line(text: str) -> str:

@@ -9,6 +9,7 @@
 ``docs/python.md`` has more of these.
 """
 
+from enclavekit.eif.certificate_object import certificate_object
 from enclavekit.eif.content import CHUNK_SIZE, BytesContent, Content, FileContent
 from enclavekit.eif.describe import Examined, describe, describe_eif_object, examine, measurements_object
 from enclavekit.eif.layout import Arch, Header, SectionHeader, SectionType
@@ -44,6 +45,7 @@ __all__ = [
     "Signer",
     "SigningCertificate",
     "Written",
+    "certificate_object",
     "describe",
     "describe_eif_object",
     "digest",

@@ -61,7 +61,9 @@ def examine(file: BinaryIO, name: str, *, strict: bool = False, section_digests:
     examined = Examined(image, measure(file, image, name=name, section_digests=section_digests))
     if image.metadata:
         try:
-            examined.metadata = Metadata.parse(read_section(file, image.metadata))
+            data = read_section(file, image.metadata)
+            if data.strip() != b"null":  # which is nitro-cli's way to have none
+                examined.metadata = Metadata.parse(data)
         except FormatError as error:
             examined.metadata_error = error
     if image.signature:
@@ -176,9 +178,16 @@ def _metadata(metadata: Metadata) -> dict[str, Any]:
         "BuildToolVersion": build.tool_version,
         "OperatingSystem": build.operating_system,
         "KernelVersion": build.kernel_version,
-        "DockerInfo": metadata.docker_info,
+        "DockerInfo": _sorted(metadata.docker_info),
     }
     # nitro-cli flattens custom metadata into the rest, and fails when they are no object.
     if isinstance(metadata.custom, dict):
-        made |= {key: value for key, value in metadata.custom.items() if key not in made}
+        made |= {key: _sorted(metadata.custom[key]) for key in sorted(metadata.custom) if key not in made}
     return {"ImageName": metadata.image_name, "ImageVersion": metadata.image_version, "Metadata": made}
+
+
+def _sorted(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Keys in the order of their bytes, as nitro-cli's maps are."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(one) for one in value] if isinstance(value, list) else value

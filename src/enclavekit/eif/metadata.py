@@ -8,6 +8,7 @@ needed. ``Kernel`` is ours: which kernel this is, and how it finds its virtio-mm
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Self
@@ -15,6 +16,10 @@ from typing import Any, Self
 from enclavekit.errors import EifError
 
 PAGE_SIZE = 4096
+MAX_DEPTH = 64
+"""Of the JSON, so that all that walks through it can do so simply."""
+
+_TOO_DEEP = "nested too deeply"
 
 
 class Discovery(Enum):
@@ -124,9 +129,20 @@ def _load(data: bytes) -> object:
         value = json.loads(data.decode(), parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # lone surrogates and 1e999 pass the parser
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(": ")[0].lower()
+        reason = _TOO_DEEP if isinstance(error, RecursionError) else str(error).partition(": ")[0].lower()
         raise EifError(f"metadata: not JSON in UTF-8: {reason}") from error
-    return value
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [below for one in level for below in _below(one)]
+        if not level:
+            return value
+    raise EifError(f"metadata: not JSON in UTF-8: {_TOO_DEEP}")
+
+
+def _below(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _refuse_constant(name: str) -> None:
