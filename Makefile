@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 GUEST := $(wildcard guest/*/*)
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: demo test check fast soak bench format runtime clean
+.PHONY: demo test check fuzz soak bench format programs runtime clean
 
 demo: $(STAMP) runtime
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" examples/hello/demo
 
-test: check
+test: programs check
 	$(MAKE) runtime
 	$(PYTEST) tests/vm -m vm
 
@@ -29,11 +29,15 @@ soak: $(STAMP) runtime
 
 bench: $(STAMP) runtime
 	$(PYTHON) bench/measure.py
+	$(PYTHON) bench/eif.py
 	$(PYTHON) bench/boot.py
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+programs:
+	tools/test-programs
 
 runtime: $(STAMP)
 	$(ENCLAVE) runtime install
