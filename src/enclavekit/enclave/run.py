@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,9 +54,16 @@ class Plan:
     discovery: eif.Discovery
 
 
-def plan(file: BinaryIO, memory: int | None) -> Plan:
-    """Read an image and choose its memory. Errors: ``EifError``, ``KernelError``, ``LaunchError``."""
+def plan(file: BinaryIO, memory: int | None, at: datetime) -> Plan:
+    """Read an image and choose its memory. Errors: ``EifError``, ``KernelError``, ``LaunchError``.
+
+    A signature has to hold, and its certificate to be valid at that time, as for a real hypervisor: ``SignatureError``,
+    ``CertificateError``.
+    """
     image = eif.read(file)
+    if image.signature:
+        signature = eif.Signature.parse(eif.read_section(file, image.signature))
+        signature.verify(eif.measure(file, image, name="image").measurements.pcr0, at)
     if image.arch is not Arch.X86_64:
         raise LaunchError(f"image for {image.arch}, expected {Arch.X86_64}, as this machine is")
     file.seek(image.kernel.offset)
@@ -77,7 +85,7 @@ def run(
     """
     if not 1 <= options.cpus <= MAX_CPUS:
         raise LaunchError(f"CPUs: got {options.cpus}, expected 1 to {MAX_CPUS}")
-    planned = plan(file, options.memory)
+    planned = plan(file, options.memory, datetime.now(UTC))
     directory = claim(options.runtime_directory, options.cid)
     try:
         spec = LaunchSpec(

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that results are held against: without one its tests are skipped, which CI must not do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="only continuous integration has to have all programs")
+@pytest.mark.parametrize("program", ["cpio", "iasl", "openssl", "readelf", "softhsm2-util"])
+def test_all_are_here(program: str) -> None:
+    assert shutil.which(program), "tools/test-programs installs it"
