@@ -133,7 +133,7 @@ def _assert_nothing(found: Ramdisk) -> None:
         (TWO + bz2.compress(ONE)[:50], f"ramdisk at offset 0x{len(TWO):x}: bzip2 ends before its stream does", 1),
         (
             gzip.compress(bytes(49 << 20)),
-            "ramdisk at offset 0x0: gzip becomes more than 50331648 bytes, 32 times its size",
+            "ramdisk at offset 0x0: gzip becomes more than 50331648 bytes",
             0,
         ),
         (b"\x02\x21\x4c\x18rest", "ramdisk at offset 0x0: compressed with lz4, which cannot be read here", 0),

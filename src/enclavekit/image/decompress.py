@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compressed streams as the kernel knows them, unpacked in pieces, with bounds: kernels, and archives in ramdisks.
+
+Source: linux lib/decompress.c for the magics. zstd needs Python 3.14 or another package; lz4 and lzo cannot be read.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, Protocol
+
+from enclavekit.eif import CHUNK_SIZE
+from enclavekit.errors import FormatError, MissingError, TruncatedError
+
+MAGICS = {
+    # first bytes: compression, as the kernel's configuration calls it
+    b"\x1f\x8b": "gzip",
+    b"\x1f\x9e": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x5d\0\0": "lzma",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x02\x21\x4c\x18": "lz4",
+    b"\x89LZO": "lzo",
+}
+LONGEST_MAGIC = 6
+
+
+def compression_of(head: bytes) -> str | None:
+    """Which compression a stream's first six bytes tell."""
+    return next((kind for magic, kind in MAGICS.items() if head.startswith(magic)), None)
+
+
+class Decompression:
+    """One stream's content, in pieces of at most 256 KiB: iterate once. What follows the stream is left alone.
+
+    ``limit`` bounds the content, ``history`` (a power of two) what a decompressor may remember of it, both in bytes.
+    Iterating raises FormatError or TruncatedError; making one MissingError when this Python has nothing for it. At the
+    end, ``taken`` is how long the stream was.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], compression: str, where: str, *, limit: int, history: int) -> None:
+        self._chunks = chunks
+        self._compression, self._where, self._limit = compression, where, limit
+        self._decompressor = _decompressor(compression, where, history)
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        decompressor, what = self._decompressor, f"{self._where}: {self._compression}"
+        written = 0
+        while not decompressor.eof:
+            chunk = b""
+            if decompressor.needs_input:
+                chunk = next(self._chunks, b"")
+                if not chunk:
+                    raise TruncatedError(f"{what} ends before its stream does")
+                self.taken += len(chunk)
+            try:
+                piece = decompressor.decompress(chunk, CHUNK_SIZE)
+            except Exception as error:  # each library has a class of its own; our arguments are right
+                raise FormatError(f"{self._where}: damaged {self._compression}: {str(error).lower()}") from error
+            written += len(piece)
+            if written > self._limit:
+                raise FormatError(f"{what} becomes more than {self._limit} bytes")
+            if piece:
+                yield piece
+        self.taken -= len(decompressor.unused_data)
+
+
+class _Decompressor(Protocol):
+    """As bz2, lzma and zstd have it in the standard library."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Gzip:
+    """zlib, with the interface of the others."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+def _decompressor(compression: str, where: str, history: int) -> _Decompressor:
+    match compression:
+        case "gzip":
+            return _Gzip()
+        case "bzip2":
+            return bz2.BZ2Decompressor()
+        case "xz":
+            # Besides its history it needs little: this is what liblzma itself adds, rounded up.
+            return lzma.LZMADecompressor(lzma.FORMAT_XZ, history + (1 << 20))
+        case "lzma":
+            return lzma.LZMADecompressor(lzma.FORMAT_ALONE, history + (1 << 20))
+        case "zstd":
+            return _zstd(where, history)
+    raise MissingError(f"{where}: compressed with {compression}, which cannot be read here")
+
+
+def _zstd(where: str, history: int) -> _Decompressor:
+    try:
+        zstd: Any = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    except ImportError as error:
+        raise MissingError(
+            f"{where}: compressed with zstd, which needs another package", hint="pip install 'enclavekit[zstd]'"
+        ) from error
+    options = {zstd.DecompressionParameter.window_log_max: history.bit_length() - 1}
+    decompressor: _Decompressor = zstd.ZstdDecompressor(options=options)
+    return decompressor
