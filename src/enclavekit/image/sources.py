@@ -3,42 +3,24 @@
 
 Directories: symlinks are never followed, and whoever owns a file here, root owns it in the image, unless the owners are
 to be kept. A file that is not what it was when it was listed is an error, never half of it in an image. Tars: owners as
-they are; plain, gzip, bzip2 or xz. Extended attributes, and so file capabilities, are not carried: cpio has no place
-for them.
+they are; plain, gzip, bzip2, xz or zstd. Extended attributes, and so file capabilities, are not carried: cpio has no
+place for them.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import os
 import stat
-import tarfile
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO, Self, cast
 
-from enclavekit.eif import CHUNK_SIZE, BytesContent, FileContent
+from enclavekit.eif import BytesContent, FileContent
 from enclavekit.errors import FileError, SourceError
-from enclavekit.image.tree import MAX_TIME, Node, Tree, normalise, shown
-
-MAX_TAR_SIZE = 1 << 40
-"""Of a decompressed tar. The disk ends before; this ends what is endless."""
-
-_BLOCK = 512
-_DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
-    b"\x1f\x8b": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
-    b"\xfd7zXZ\0": lambda file: cast(IO[bytes], lzma.LZMAFile(file)),  # noqa: SIM115
-    b"BZh": lambda file: cast(IO[bytes], bz2.BZ2File(file)),
-}
-_ZSTD = b"\x28\xb5\x2f\xfd"
-# What tarfile raises for bad bytes, besides its own errors: it was not written for hostile ones.
-_TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, LookupError, MemoryError)
+from enclavekit.image.tar import plain, read_tar
+from enclavekit.image.tree import MAX_TIME, Node, Tree, shown
 
 
 @dataclass(slots=True)
@@ -124,7 +106,7 @@ def open_tar(path: Path, *, scratch: Path | None = None) -> Source:
     file: IO[bytes] | None = None
     try:
         file = path.open("rb")
-        source = Source(Tree(), file=_plain(file, path, scratch))
+        source = Source(Tree(), file=plain(cast(BinaryIO, file), str(path), scratch))
     except OSError as error:
         if file:
             file.close()
@@ -136,7 +118,11 @@ def open_tar(path: Path, *, scratch: Path | None = None) -> Source:
     if source.file is not file:
         file.close()
     try:
-        _read_tar(source.tree, cast(BinaryIO, source.file), path)
+        for member in read_tar(cast(BinaryIO, source.file), str(path)):
+            if member.node is None:
+                source.tree.link(member.path, member.target)
+            else:
+                source.tree.add(member.path, member.node)
     except BaseException:
         source.__exit__(None, None, None)
         raise
@@ -167,119 +153,3 @@ def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
 
 def _time(seconds: float) -> int:
     return int(min(max(seconds, 0), MAX_TIME))
-
-
-def _plain(file: IO[bytes], path: Path, scratch: Path | None) -> IO[bytes]:
-    """The tar itself, or what it holds when it is compressed."""
-    magic = file.read(6)
-    file.seek(0)
-    if magic.startswith(_ZSTD):
-        raise SourceError(
-            f"{path}: compressed with zstd, expected gzip, bzip2, xz or none", hint="unpack it with zstd -d"
-        )
-    opener = next((opener for start, opener in _DECOMPRESSORS.items() if magic.startswith(start)), None)
-    if opener is None:
-        return file
-    try:
-        out = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # kept open by the source
-    except OSError as error:
-        raise FileError.of(error, scratch or tempfile.gettempdir(), "make a temporary file in") from error
-    try:
-        _unpack(opener(file), out, path)
-    except BaseException:
-        out.close()
-        raise
-    return out
-
-
-def _unpack(compressed: IO[bytes], out: IO[bytes], path: Path) -> None:
-    with compressed:
-        size = 0
-        while True:
-            try:
-                chunk = compressed.read(CHUNK_SIZE)
-            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError, MemoryError) as error:
-                raise SourceError(f"{path}: broken compressed data: {str(error).lower()}") from error
-            except OSError as error:
-                if error.errno is None:  # bz2's word for bad data
-                    raise SourceError(f"{path}: broken compressed data: {str(error).lower()}") from error
-                raise
-            if not chunk:
-                break
-            size += len(chunk)
-            if size > MAX_TAR_SIZE:
-                raise SourceError(f"{path}: unpacks to more than {MAX_TAR_SIZE} bytes")
-            try:
-                out.write(chunk)
-            except OSError as error:
-                raise FileError.of(error, path, "unpack") from error
-    try:
-        out.flush()
-    except OSError as error:
-        raise FileError.of(error, path, "unpack") from error
-
-
-def _read_tar(tree: Tree, file: BinaryIO, path: Path) -> None:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                if tar.offset < member.offset_data:
-                    raise SourceError(f"{path}: member at offset 0x{member.offset:x} has a negative size")
-                _add_member(tree, member, file, path, size)
-            end = tar.offset
-    except _TAR_ERRORS as error:
-        raise SourceError(f"{path}: not a tar, or a broken one: {str(error).lower()}") from error
-    except OSError as error:
-        raise FileError.of(error, path, "read") from error
-    # tarfile takes a broken header for the end. The true end is a block of zeros.
-    file.seek(end)
-    if file.read(_BLOCK) != bytes(_BLOCK):
-        raise SourceError(f"{path}: no end of the archive at offset 0x{end:x}: broken, or cut off")
-
-
-def _add_member(tree: Tree, member: tarfile.TarInfo, file: BinaryIO, path: Path, size: int) -> None:
-    name = normalise(member.name.encode("utf-8", "surrogateescape"))
-    target = member.linkname.encode("utf-8", "surrogateescape")
-    if member.type == tarfile.LNKTYPE:
-        tree.link(name, normalise(target))
-        return
-    kind = _TAR_KINDS.get(member.type)
-    if kind is None or member.issparse():
-        what = "a sparse file" if member.issparse() else f"of type {member.type!r}"
-        raise SourceError(f"{path}: member {shown(name)} is {what}, which no ramdisk can hold")
-    content: BytesContent | FileContent = BytesContent(b"")
-    if kind == stat.S_IFREG:
-        if not 0 <= member.size <= size - member.offset_data:
-            raise SourceError(f"{path}: member {shown(name)} is cut off")
-        content = FileContent(file, member.offset_data, member.size, f"{path} ({shown(name)})")
-    elif kind == stat.S_IFLNK:
-        content = BytesContent(target)
-    if not name and kind != stat.S_IFDIR:
-        raise SourceError(f"{path}: a member without a name")
-    is_device = kind in (stat.S_IFCHR, stat.S_IFBLK)
-    node = Node(
-        mode=kind | stat.S_IMODE(member.mode),
-        uid=member.uid,
-        gid=member.gid,
-        mtime=_time(member.mtime),
-        content=content,
-        rdev=(member.devmajor, member.devminor) if is_device else (0, 0),
-    )
-    if not (0 <= node.uid <= 0xFFFFFFFE and 0 <= node.gid <= 0xFFFFFFFE):
-        raise SourceError(f"{path}: member {shown(name)} has owner {node.uid}:{node.gid}, expected 32-bit numbers")
-    tree.add(name, node)
-
-
-_TAR_KINDS = {
-    tarfile.REGTYPE: stat.S_IFREG,
-    tarfile.AREGTYPE: stat.S_IFREG,
-    tarfile.CONTTYPE: stat.S_IFREG,
-    tarfile.DIRTYPE: stat.S_IFDIR,
-    tarfile.SYMTYPE: stat.S_IFLNK,
-    tarfile.CHRTYPE: stat.S_IFCHR,
-    tarfile.BLKTYPE: stat.S_IFBLK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
-}

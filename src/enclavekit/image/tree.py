@@ -18,6 +18,8 @@ MAX_PATH_SIZE = 4095 - len(b"rootfs/")
 """The kernel takes names of 4095 bytes, and the root file system gets a prefix in its ramdisk."""
 MAX_DEPTH = 256
 MAX_NODES = 1 << 20
+MAX_SYMLINKS = 40
+"""As Linux."""
 MAX_TIME = 0xFFFFFFFF
 """cpio's last second, in 2106."""
 
@@ -64,6 +66,8 @@ class Tree:
 
     def __init__(self) -> None:
         self._nodes: dict[bytes, Node] = {b"": Node(stat.S_IFDIR | 0o755)}
+        self._names: dict[bytes, set[bytes]] = {b"": set()}
+        """Of what lies in each directory."""
 
     def __contains__(self, path: bytes) -> bool:
         return path in self._nodes
@@ -91,6 +95,60 @@ class Tree:
             raise SourceError(f"{shown(path)}: a {node.kind}, but a directory of that name came before")
         self._add_parents(path)
         self._put(path, node)
+
+    def replace(self, path: bytes, node: Node) -> None:
+        """Put a node in place of whatever is there; what is in a directory stays only when another one comes."""
+        old = self._nodes.get(path)
+        if old and not (old.is_directory and node.is_directory):
+            self.remove(path)
+        self.add(path, node)
+
+    def remove(self, path: bytes) -> None:
+        """Take away a node, and all that is below it. The root stays."""
+        self.clear(path)
+        if path:
+            del self._nodes[path]
+            parent, _, name = path.rpartition(b"/")
+            self._names[parent].discard(name)
+
+    def clear(self, path: bytes) -> None:
+        """Take away all that is below a node."""
+        below = [path]
+        for one in below:
+            below += [one + b"/" + name if one else name for name in self._names.get(one, ())]
+        for one in below[1:]:
+            del self._nodes[one]
+            self._names.pop(one, None)
+        if path in self._names:
+            self._names[path].clear()
+
+    def resolve(self, path: bytes) -> bytes:
+        """The path with the symlinks above its last part followed, the tree's root being theirs.
+
+        SourceError for a loop. What is not there is left as it is; the last part is never followed.
+        """
+        parts = path.split(b"/")[::-1]
+        done: list[bytes] = []
+        followed = 0
+        while len(parts) > 1:
+            part = parts.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                del done[-1:]
+                continue
+            done.append(part)
+            node = self._nodes.get(b"/".join(done))
+            if node and node.is_symlink:
+                followed += 1
+                if followed > MAX_SYMLINKS:
+                    raise SourceError(f"{shown(path)}: more than {MAX_SYMLINKS} symlinks on the way")
+                if node.content.size > MAX_PATH_SIZE:
+                    raise SourceError(f"{shown(b'/'.join(done))}: a symlink to a path of {node.content.size} bytes")
+                target = b"".join(node.content.chunks())
+                del done[0 if target.startswith(b"/") else -1 :]
+                parts += target.split(b"/")[::-1]
+        return b"/".join([*done, parts[0]])
 
     def link(self, path: bytes, target: bytes) -> None:
         """Give the node at ``target`` another path."""
@@ -128,6 +186,11 @@ class Tree:
         if path not in self._nodes and len(self._nodes) >= MAX_NODES:
             raise SourceError(f"{shown(path)}: more than {MAX_NODES} files")
         self._nodes[path] = node
+        if node.is_directory:
+            self._names.setdefault(path, set())
+        if path:
+            parent, _, name = path.rpartition(b"/")
+            self._names[parent].add(name)
 
 
 def normalise(name: bytes) -> bytes:
