@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job of making an image."""
 
+from enclavekit.build.application import Application
 from enclavekit.build.image import DEFAULT_CMDLINES, BuildOptions, BuildResult, KernelChoice, build
 
-__all__ = ["DEFAULT_CMDLINES", "BuildOptions", "BuildResult", "KernelChoice", "build"]
+__all__ = ["DEFAULT_CMDLINES", "Application", "BuildOptions", "BuildResult", "KernelChoice", "build"]

@@ -7,12 +7,14 @@ A build that fails, also one that cannot be signed, leaves what was there before
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from enclavekit import __version__
+from enclavekit.build.application import Application, init_config, text_bytes
+from enclavekit.build.source import open_source
 from enclavekit.codec.init_config import InitConfig
 from enclavekit.eif import (
     Arch,
@@ -27,14 +29,15 @@ from enclavekit.eif import (
     write,
 )
 from enclavekit.eif.layout import HEADER_SIZE, SECTION_HEADER_SIZE
-from enclavekit.errors import BuildError, FileError, FormatError, KernelError, UsageError
+from enclavekit.errors import BuildError, FileError, KernelError, UsageError
 from enclavekit.image.boot import boot_ramdisk, init_program
+from enclavekit.image.container import Report
 from enclavekit.image.kernel import Kernel, open_kernel
+from enclavekit.image.layer_cache import LayerCache
 from enclavekit.image.modules import resolve
 from enclavekit.image.ramdisk import application_ramdisk
-from enclavekit.image.sources import Source, open_directory, open_tar
+from enclavekit.image.sources import Source
 from enclavekit.image.tree import MAX_TIME, shown
-from enclavekit.image.users import User, find_user
 from enclavekit.linux.atomic import replacing
 
 _I8042 = " i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd"
@@ -60,19 +63,17 @@ class KernelChoice:
 class BuildOptions:
     """All that an image is made of.
 
-    ``source`` is ``dir:DIRECTORY`` or ``tar:FILE``. ``epoch``, seconds since 1970, is the build time, and no file is
-    newer; None is 0 for directories, and for tars their newest file. ``init`` replaces the package's own. ``sign``
-    makes the image's signature.
+    ``source`` is what ``open_source`` takes. ``epoch``, seconds since 1970, is the build time, and no file is newer;
+    None is 0 for directories, the image's own time for container images, and for tars their newest file's. ``cache``
+    is where layers of container images are unpacked to, and ``report`` is told of it. ``init`` replaces the package's
+    own. ``sign`` makes the image's signature.
     """
 
     source: str
     output: Path
     kernel: KernelChoice
-    command: Sequence[str]
-    environment: Sequence[str] = ()
-    workdir: str = "/"
-    user: str | None = None
-    logs: bool = False
+    application: Application
+    cache: Path
     keep_owners: bool = False
     cmdline: str | None = None
     arch: Arch | None = None
@@ -81,6 +82,7 @@ class BuildOptions:
     version: str = DEFAULT_VERSION
     init: bytes | None = None
     sign: Sign | None = None
+    report: Report = lambda name, done, size: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,18 @@ def build(options: BuildOptions) -> BuildResult:
         kernel_file = path.open("rb")
     except OSError as error:
         raise FileError.of(error, path, "read") from error
-    with kernel_file, _open_source(options, output.parent) as source:
+    with kernel_file, ExitStack() as files:
         kernel = open_kernel(kernel_file, path)
+        source = files.enter_context(
+            open_source(
+                options.source,
+                arch=kernel.arch,
+                keep_owners=options.keep_owners,
+                scratch=output.parent,
+                cache=LayerCache(options.cache),
+                report=options.report,
+            )
+        )
         sections, warnings = _sections(options, kernel, source)
         with replacing(output) as out:
             written = write(out, sections, arch=kernel.arch, sign=options.sign)
@@ -115,29 +127,18 @@ def build(options: BuildOptions) -> BuildResult:
     )
 
 
-def _open_source(options: BuildOptions, scratch: Path) -> Source:
-    kind, colon, path = options.source.partition(":")
-    if not path or not colon or kind not in ("dir", "tar"):
-        raise UsageError(
-            f"source {options.source!r}: expected dir:DIRECTORY or tar:FILE",
-            hint="for example dir:./root, tar:root.tar",
-        )
-    if kind == "dir":
-        return open_directory(Path(path), keep_owners=options.keep_owners)
-    return open_tar(Path(path), scratch=scratch)
-
-
 def _sections(options: BuildOptions, kernel: Kernel, source: Source) -> tuple[list[Section], list[str]]:
     if options.arch not in (None, kernel.arch):
         raise KernelError(f"{options.kernel.path}: a kernel for {kernel.arch}, expected one for {options.arch}")
     epoch = _clamp(options, source)
-    config = _config(options, find_user(source.tree, options.user) if options.user else User())
+    container = source.container
+    config = init_config(options.application, container.config if container else None, source.tree)
     modules = resolve(options.kernel.modules, arch=kernel.arch, release=kernel.release)
     init = init_program(kernel.arch) if options.init is None else options.init
     cmdline = _cmdline(options.cmdline if options.cmdline is not None else DEFAULT_CMDLINES[kernel.arch])
     metadata_offset = HEADER_SIZE + 3 * SECTION_HEADER_SIZE + kernel.content.size + len(cmdline)
     try:
-        metadata = _metadata(options, kernel, epoch).encode(metadata_offset)
+        metadata = _metadata(options, config, kernel, source, epoch).encode(metadata_offset)
     except UnicodeEncodeError as error:
         raise BuildError(f"metadata: {error.object[error.start : error.end]!r} is not text in UTF-8") from error
     sections = [
@@ -145,7 +146,7 @@ def _sections(options: BuildOptions, kernel: Kernel, source: Source) -> tuple[li
         Section(SectionType.CMDLINE, BytesContent(cmdline)),
         Section(SectionType.METADATA, BytesContent(metadata)),
         Section(SectionType.RAMDISK, boot_ramdisk(init, modules.modules)),
-        Section(SectionType.RAMDISK, application_ramdisk(source.tree, config)),
+        Section(SectionType.RAMDISK, application_ramdisk(source.tree, config.encode())),
     ]
     warnings = [f"the kernel has no module {name}: the enclave cannot attest itself" for name in modules.missing]
     return sections, warnings
@@ -155,36 +156,15 @@ def _clamp(options: BuildOptions, source: Source) -> int:
     """Bring the times into bounds; the build time."""
     epoch = options.epoch
     if epoch is None:
-        epoch = source.tree.newest() if source.file else 0
+        epoch = source.default_epoch if source.default_epoch is not None else source.tree.newest()
     if not 0 <= epoch <= MAX_TIME:
         raise UsageError(f"epoch {epoch}: expected seconds since 1970, at most {MAX_TIME}")
     source.tree.clamp(epoch)
     return epoch
 
 
-def _config(options: BuildOptions, user: User) -> bytes:
-    if not options.command:
-        raise UsageError(
-            "no command: the image would have nothing to run", hint="put it last: ... -- /bin/app argument"
-        )
-    # The last one of a name counts, as in a shell.
-    environment = {item.partition("=")[0]: item for item in options.environment}
-    try:
-        return InitConfig(
-            arguments=tuple(_bytes(argument) for argument in options.command),
-            environment=tuple(_bytes(item) for item in environment.values()),
-            workdir=_bytes(options.workdir),
-            uid=user.uid,
-            gid=user.gid,
-            groups=user.groups,
-            logs=options.logs,
-        ).encode()
-    except FormatError as error:
-        raise BuildError(error.message) from error
-
-
 def _cmdline(text: str) -> bytes:
-    data = _bytes(text)
+    data = text_bytes(text)
     if not text.isprintable() or not text.isascii():
         raise BuildError(f"command line {text[:64]!r}: expected printable ASCII")
     if not 0 < len(data) <= MAX_CMDLINE_SIZE:
@@ -192,10 +172,10 @@ def _cmdline(text: str) -> bytes:
     return data
 
 
-def _metadata(options: BuildOptions, kernel: Kernel, epoch: int) -> Metadata:
+def _metadata(options: BuildOptions, config: InitConfig, kernel: Kernel, source: Source, epoch: int) -> Metadata:
     return Metadata(
         # Not the file's name: the image must not depend on where it is made.
-        image_name=options.name or shown(_bytes(options.command[0].rpartition("/")[2])),
+        image_name=options.name or shown(config.arguments[0].rpartition(b"/")[2]),
         image_version=options.version,
         build=BuildInfo(
             time=datetime.fromtimestamp(epoch, UTC).isoformat(),
@@ -205,8 +185,5 @@ def _metadata(options: BuildOptions, kernel: Kernel, epoch: int) -> Metadata:
             kernel_version=kernel.release or options.kernel.name,
         ),
         kernel=KernelInfo(options.kernel.name, kernel.sha384, kernel.discovery),
+        container=str(source.container.config_digest) if source.container else None,
     )
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

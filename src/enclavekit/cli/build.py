@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from enclavekit.build.application import Application
 from enclavekit.build.image import BuildOptions, KernelChoice
 from enclavekit.build.image import build as build_image
 from enclavekit.cli.describe import certificate
-from enclavekit.cli.environment import source_date_epoch
+from enclavekit.cli.environment import cache_directory, source_date_epoch
 from enclavekit.cli.options import image_options, kernel_options, output_options
 from enclavekit.cli.output import Output
 from enclavekit.cli.runtime import runtime_root
@@ -38,11 +40,16 @@ def build_options(
         source=source,
         output=output,
         kernel=KernelChoice(found.path, found.modules, found.name),
-        command=command,
-        environment=words["env"],
-        workdir=words["workdir"] or "/",
-        user=words["user"],
-        logs=words["logs"],
+        application=Application(
+            command=command,
+            entrypoint=None if words["entrypoint"] is None else shlex.split(words["entrypoint"]),
+            environment=words["env"],
+            workdir=words["workdir"],
+            user=words["user"],
+            stop_signal=words["stop_signal"],
+            logs=words["logs"],
+        ),
+        cache=cache_directory() / "layers",
         cmdline=words["cmdline"],
         keep_owners=words["keep_owners"],
         epoch=source_date_epoch(),
@@ -71,9 +78,11 @@ def build(
     output: Output,
     **words: Any,
 ) -> None:
-    """Make an image of a root filesystem: dir:DIR or tar:FILE. The same inputs give the same bytes.
+    """Make an image of a container image or a root filesystem. The same inputs give the same bytes.
 
-    The command to run in the enclave stands after --.
+    SOURCE is oci:DIR[:TAG], oci-archive:F[:TAG], docker-archive:F[:NAME:TAG], dir:DIR or tar:F. What runs in the
+    enclave is the container image's entrypoint and command; a command after -- takes the latter's place, as with docker
+    run.
     """
     if bool(sign_cert) != bool(sign_key):
         raise UsageError("--sign-cert and --sign-key need each other", hint="enclave keygen makes both")

@@ -28,6 +28,17 @@ def data_directory() -> Path:
         raise MissingError("this user has no home directory", hint="set HOME or XDG_DATA_HOME") from error
 
 
+def cache_directory() -> Path:
+    """Of what can be fetched or made again: $XDG_CACHE_HOME/enclavekit, else ~/.cache/enclavekit."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "enclavekit"
+    try:
+        return Path.home() / ".cache" / "enclavekit"
+    except RuntimeError as error:
+        raise MissingError("this user has no home directory", hint="set HOME or XDG_CACHE_HOME") from error
+
+
 def source_date_epoch() -> int | None:
     """Seconds since 1970 that every file's time is clamped to (reproducible-builds.org/specs/source-date-epoch)."""
     text = os.environ.get("SOURCE_DATE_EPOCH")

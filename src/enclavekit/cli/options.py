@@ -50,8 +50,12 @@ def image_options(command: Command) -> Command:
     for option in reversed(
         [
             click.option("--env", "-e", "env", multiple=True, metavar="NAME=VALUE", help="Environment; repeatable."),
-            click.option("--workdir", metavar="DIR", help="Working directory; / by default."),
-            click.option("--user", metavar="USER[:GROUP]", help="Name or number; root by default."),
+            click.option(
+                "--entrypoint", metavar="WORDS", help="Instead of the container image's entrypoint and command."
+            ),
+            click.option("--workdir", metavar="DIR", help="Working directory; the container image's, or /."),
+            click.option("--user", metavar="USER[:GROUP]", help="Name or number; the container image's, or root."),
+            click.option("--stop-signal", metavar="NAME", help="What asks the application to end; SIGTERM by default."),
             click.option("--logs", is_flag=True, help="The image gives the application's output to the host."),
             click.option("--cmdline", metavar="TEXT", help="Kernel command line, instead of the default."),
             click.option("--keep-owners", is_flag=True, help="dir: keep owners instead of 0:0."),

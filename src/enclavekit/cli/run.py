@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import click
 
 from enclavekit.build.image import build as build_image
+from enclavekit.build.source import is_source
 from enclavekit.cli.build import build_options
 from enclavekit.cli.describe import naming, reading
 from enclavekit.cli.environment import qemu_environment, runtime_directory, search_path
@@ -38,6 +39,11 @@ STDOUT, STDERR = 1, 2
 POLL_MS = 100
 LONGEST_TIMEOUT_S = 10 * 365 * 86400.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+GIVEN_TO_BUILD = (
+    *("env", "entrypoint", "workdir", "user", "stop_signal"),
+    *("logs", "cmdline", "keep_owners", "kernel", "modules"),
+)
 
 
 @click.command()
@@ -151,20 +157,23 @@ def _exit_code(outcome: Outcome, signal_number: int | None) -> int:
 @contextmanager
 def _image(target: str, command: tuple[str, ...], words: dict[str, Any]) -> Iterator[BinaryIO]:
     """The image's file: what ``target`` names, or what is built of it, which is gone afterwards."""
-    if target.startswith(("dir:", "tar:")):
+    if is_source(target):
         with tempfile.TemporaryDirectory(prefix="enclavekit-") as directory:
             built = Path(directory) / "image.eif"
             build_image(build_options(target, built, command, arch=None, **words))
             with reading(str(built)) as file:
                 yield file
         return
-    given = [name for name in ("env", "workdir", "user", "logs", "cmdline", "keep_owners", "kernel", "modules")
-             if words[name] and click.get_current_context().get_parameter_source(name)
-             is click.core.ParameterSource.COMMANDLINE]  # fmt: skip
+    given = [
+        name
+        for name in GIVEN_TO_BUILD
+        if words[name]
+        and click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
     if command or given:
         raise UsageError(
             f"{target}: an image's {'command' if command else given[0]} is fixed when it is built",
-            hint="run a SOURCE, dir:DIR or tar:FILE, or build the image anew",
+            hint="run a SOURCE, oci:DIR or dir:DIR for example, or build the image anew",
         )
     with reading(target) as file, naming(target):
         yield file

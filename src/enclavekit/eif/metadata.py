@@ -2,7 +2,8 @@
 """The metadata section: JSON that says what an image is called and how it was made. Not measured, so it proves nothing.
 
 Source: aws-nitro-enclaves-image-format src/defs/eif_hasher.rs and src/utils/identity.rs for the keys, all of which are
-needed. ``Kernel`` is ours: which kernel this is, and how it finds its virtio-mmio devices; other readers skip it.
+needed. ``Kernel`` is ours: which kernel this is, and how it finds its virtio-mmio devices; and ``Container``: the id of
+the container image that was built from, the digest of its configuration. Other readers skip them.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Metadata:
     docker_info: Any = None
     custom: Any = None
     kernel: KernelInfo | None = None
+    container: str | None = None
 
     def encode(self, offset: int = 0) -> bytes:
         """Compact JSON, filled up with spaces so that after it, at ``offset``, and one section header a page begins.
@@ -90,6 +92,8 @@ class Metadata:
                 "SHA384": self.kernel.sha384,
                 "Discovery": self.kernel.discovery.value,
             }
+        if self.container:
+            made["Container"] = self.container
         return made
 
     @classmethod
@@ -113,6 +117,7 @@ class Metadata:
             docker_info=made["DockerInfo"],
             custom=made["CustomMetadata"],
             kernel=_kernel(made["Kernel"]) if "Kernel" in made else None,
+            container=_string(made, "Container") if "Container" in made else None,
         )
 
 

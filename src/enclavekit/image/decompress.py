@@ -10,7 +10,7 @@ import bz2
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -29,6 +29,9 @@ MAGICS = {
     b"\x89LZO": "lzo",
 }
 LONGEST_MAGIC = 6
+HISTORY = 1 << 27
+"""Of tars, 128 MiB: what zstd --ultra takes; xz -9 takes half of it."""
+MAX_STREAMS = 1 << 16
 
 
 def compression_of(head: bytes) -> str | None:
@@ -41,7 +44,7 @@ class Decompression:
 
     ``limit`` bounds the content, ``history`` (a power of two) what a decompressor may remember of it, both in bytes.
     Iterating raises FormatError or TruncatedError; making one MissingError when this Python has nothing for it. At the
-    end, ``taken`` is how long the stream was.
+    end, ``taken`` is how long the stream was, and ``unused`` what was read behind it.
     """
 
     def __init__(self, chunks: Iterator[bytes], compression: str, where: str, *, limit: int, history: int) -> None:
@@ -49,6 +52,7 @@ class Decompression:
         self._compression, self._where, self._limit = compression, where, limit
         self._decompressor = _decompressor(compression, where, history)
         self.taken = 0
+        self.unused = b""
 
     def __iter__(self) -> Iterator[bytes]:
         decompressor, what = self._decompressor, f"{self._where}: {self._compression}"
@@ -69,7 +73,57 @@ class Decompression:
                 raise FormatError(f"{what} becomes more than {self._limit} bytes")
             if piece:
                 yield piece
-        self.taken -= len(decompressor.unused_data)
+        self.unused = decompressor.unused_data
+        self.taken -= len(self.unused)
+
+
+def decompressed(chunks: Iterator[bytes], where: str, *, compressions: Collection[str], limit: int) -> Iterator[bytes]:
+    """What chunks hold: streams one after another, or, when it is none of these compressions, the chunks as they are.
+
+    All chunks are taken; what stands behind the last stream is dropped. Errors are those of ``Decompression``.
+    """
+    ahead = _Ahead(chunks)
+    compression = compression_of(ahead.peek(LONGEST_MAGIC))
+    if compression is None or compression not in compressions:
+        yield from ahead.chunks()
+        return
+    for _ in range(MAX_STREAMS):
+        unpacking = Decompression(ahead.chunks(), compression, where, limit=limit, history=HISTORY)
+        for piece in unpacking:
+            limit -= len(piece)
+            yield piece
+        ahead.push(unpacking.unused)
+        if compression_of(ahead.peek(LONGEST_MAGIC)) != compression:
+            for _rest in ahead.chunks():
+                pass
+            return
+    raise FormatError(f"{where}: more than {MAX_STREAMS} {compression} streams")
+
+
+class _Ahead:
+    """Chunks, of which some can be looked at first."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._ahead = b""
+
+    def peek(self, size: int) -> bytes:
+        while len(self._ahead) < size:
+            chunk = next(self._chunks, b"")
+            if not chunk:
+                break
+            self._ahead += chunk
+        return self._ahead[:size]
+
+    def push(self, data: bytes) -> None:
+        self._ahead = data + self._ahead
+
+    def chunks(self) -> Iterator[bytes]:
+        while True:
+            chunk, self._ahead = self._ahead or next(self._chunks, b""), b""
+            if not chunk:
+                return
+            yield chunk
 
 
 class _Decompressor(Protocol):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root file systems from a directory or a tar, as trees whose contents are read when they are needed.
+"""Root file systems from a directory, a tar or a container image, as trees: contents are read when they are needed.
 
 Directories: symlinks are never followed, and whoever owns a file here, root owns it in the image, unless the owners are
 to be kept. A file that is not what it was when it was listed is an error, never half of it in an image. Tars: owners as
@@ -11,25 +11,34 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, BinaryIO, Self, cast
+from typing import BinaryIO, Self, cast
 
 from enclavekit.eif import BytesContent, FileContent
 from enclavekit.errors import FileError, SourceError
+from enclavekit.image.container import ContainerImage, Report, read_layers
+from enclavekit.image.layer_cache import LayerCache
 from enclavekit.image.tar import plain, read_tar
 from enclavekit.image.tree import MAX_TIME, Node, Tree, shown
 
 
 @dataclass(slots=True)
 class Source:
-    """A tree and what is needed to read its contents; close it when the image is made."""
+    """A tree and what is needed to read its contents; close it when the image is made.
+
+    ``container`` is the container image that it comes from. ``default_epoch``, seconds since 1970, is what no file is
+    newer than when nothing else is said; None: its newest file's time.
+    """
 
     tree: Tree
     warnings: list[str] = field(default_factory=list)
-    file: IO[bytes] | None = None
+    files: ExitStack = field(default_factory=ExitStack)
+    container: ContainerImage | None = None
+    default_epoch: int | None = 0
 
     def __enter__(self) -> Self:
         return self
@@ -37,8 +46,7 @@ class Source:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.file:
-            self.file.close()
+        self.files.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,30 +111,32 @@ def open_directory(directory: Path, *, keep_owners: bool = False) -> Source:
 
 def open_tar(path: Path, *, scratch: Path | None = None) -> Source:
     """The tree in a tar. A compressed one is unpacked to an unnamed file in ``scratch``, by default the system's."""
-    file: IO[bytes] | None = None
-    try:
-        file = path.open("rb")
-        source = Source(Tree(), file=plain(cast(BinaryIO, file), str(path), scratch))
-    except OSError as error:
-        if file:
-            file.close()
-        raise FileError.of(error, path, "read") from error
-    except BaseException:
-        if file:
-            file.close()
-        raise
-    if source.file is not file:
-        file.close()
-    try:
-        for member in read_tar(cast(BinaryIO, source.file), str(path)):
+    source = Source(Tree(), default_epoch=None)
+    with ExitStack() as files:
+        try:
+            file = files.enter_context(path.open("rb"))
+        except OSError as error:
+            raise FileError.of(error, path, "read") from error
+        opened = plain(file, str(path), scratch)
+        if opened is not file:
+            files.enter_context(opened)
+        for member in read_tar(opened, str(path)):
             if member.node is None:
                 source.tree.link(member.path, member.target)
             else:
                 source.tree.add(member.path, member.node)
-    except BaseException:
-        source.__exit__(None, None, None)
-        raise
+        source.files = files.pop_all()
     return source
+
+
+def open_container(
+    find: Callable[[ExitStack], ContainerImage], cache: LayerCache, report: Report = lambda name, done, size: None
+) -> Source:
+    """The tree of a container image, which ``find`` finds; what it opens stays open with the source."""
+    with ExitStack() as files:
+        image = find(files)
+        tree, warnings = read_layers(image, cache, files, report)
+        return Source(tree, warnings, files.pop_all(), image, image.config.created)
 
 
 def _node(status: os.stat_result, path: bytes, keep_owners: bool) -> Node:

@@ -10,23 +10,20 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from enclavekit.eif import BytesContent, FileContent
-from enclavekit.errors import FileError, FormatError, MissingError, SourceError
-from enclavekit.image.decompress import LONGEST_MAGIC, Decompression, compression_of
+from enclavekit.errors import FileError, FormatError, SourceError
+from enclavekit.image.decompress import LONGEST_MAGIC, compression_of, decompressed
 from enclavekit.image.tree import MAX_TIME, Node, normalise, shown
 
 MAX_UNPACKED_SIZE = 64 << 30
 MIN_UNPACKED_SIZE = 1 << 30
 MAX_RATIO = 100
 """A compressed tar may become 1 GiB, or a hundred times its size, and never more than 64 GiB."""
-HISTORY = 1 << 27
-"""128 MiB of zstd: what it takes with --ultra; xz -9 takes half of it."""
-MAX_STREAMS = 1 << 16
 COMPRESSIONS = ("gzip", "bzip2", "xz", "zstd")
 """Of tars. The magic of lzma is a file's name."""
 
@@ -68,8 +65,14 @@ def plain(file: BinaryIO, where: str, scratch: Path | None) -> BinaryIO:
     except OSError as error:
         raise FileError.of(error, scratch or tempfile.gettempdir(), "make a temporary file in") from error
     try:
-        unpack(file, out.write, compression, where)
+        size = os.fstat(file.fileno()).st_size
+        chunks = FileContent(file, 0, size, where).chunks()
+        for piece in decompressed(chunks, where, compressions=COMPRESSIONS, limit=unpacked_limit(size)):
+            out.write(piece)
         out.flush()
+    except FormatError as error:
+        out.close()
+        raise SourceError(error.message) from error
     except OSError as error:
         out.close()
         raise FileError.of(error, where, "unpack") from error
@@ -79,32 +82,9 @@ def plain(file: BinaryIO, where: str, scratch: Path | None) -> BinaryIO:
     return out
 
 
-def unpack(file: BinaryIO, write: Callable[[bytes], object], compression: str, where: str) -> int:
-    """Write what the whole of a compressed file holds, also in several streams one after another; the size of it.
-
-    SourceError for damage and bombs.
-    """
-    size = os.fstat(file.fileno()).st_size
-    limit = min(max(MIN_UNPACKED_SIZE, MAX_RATIO * size), MAX_UNPACKED_SIZE)
-    offset = written = 0
-    try:
-        for _ in range(MAX_STREAMS):
-            chunks = FileContent(file, offset, size - offset, where).chunks()
-            unpacking = Decompression(chunks, compression, where, limit=limit - written, history=HISTORY)
-            for piece in unpacking:
-                write(piece)
-                written += len(piece)
-            offset += unpacking.taken
-            head = os.pread(file.fileno(), LONGEST_MAGIC, offset)
-            if compression_of(head) != compression:
-                break
-        else:
-            raise SourceError(f"{where}: more than {MAX_STREAMS} {compression} streams")
-    except (FormatError, MissingError) as error:
-        if isinstance(error, MissingError):
-            raise
-        raise SourceError(error.message) from error
-    return written
+def unpacked_limit(size: int) -> int:
+    """What a compressed tar of this size may become."""
+    return min(max(MIN_UNPACKED_SIZE, MAX_RATIO * size), MAX_UNPACKED_SIZE)
 
 
 def read_tar(file: BinaryIO, where: str) -> Iterator[Member]:

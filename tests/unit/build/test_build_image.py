@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from enclavekit.build import BuildOptions, BuildResult, KernelChoice, build
+from enclavekit.build import Application, BuildOptions, BuildResult, KernelChoice, build
 from enclavekit.build import image as image_module
 from enclavekit.codec import cpio
 from enclavekit.codec.init_config import InitConfig
@@ -61,7 +61,8 @@ def make_options(directory: Path) -> BuildOptions:
         source=f"dir:{root}",
         output=directory / "out.eif",
         kernel=KernelChoice(kernel, None, "6.12.1-test"),
-        command=["/bin/app", "argument"],
+        application=Application(["/bin/app", "argument"]),
+        cache=directory / "cache",
         init=b"\x7fELF init",
     )
 
@@ -102,7 +103,14 @@ def test_image(options: BuildOptions) -> None:
 
 
 def test_contents(options: BuildOptions) -> None:
-    result = build(replace(options, environment=["A=1", "B=2", "A=3"], workdir="/srv", user="app", logs=True))
+    result = build(
+        replace(
+            options,
+            application=replace(
+                options.application, environment=["A=1", "B=2", "A=3"], workdir="/srv", user="app", logs=True
+            ),
+        )
+    )
     config = InitConfig.decode(members(result, 1)[b"config"][1])
     assert config == InitConfig(
         arguments=(b"/bin/app", b"argument"),
@@ -120,7 +128,7 @@ def test_contents(options: BuildOptions) -> None:
 
 
 def test_metadata(options: BuildOptions) -> None:
-    made = metadata_of(build(replace(options, command=["/bin/app"])))
+    made = metadata_of(build(replace(options, application=Application(["/bin/app"]))))
     assert made.image_name == "app"
     assert made.image_version == "1.0"
     assert made.build.time == "1970-01-01T00:00:00+00:00"
@@ -129,7 +137,7 @@ def test_metadata(options: BuildOptions) -> None:
     assert made.kernel.discovery.value == "acpi"
     named = metadata_of(build(replace(options, name="n", version="2")))
     assert (named.image_name, named.image_version) == ("n", "2")
-    assert metadata_of(build(replace(options, command=["/bin/\udcff"]))).image_name == "\\xff"
+    assert metadata_of(build(replace(options, application=Application(["/bin/\udcff"])))).image_name == "\\xff"
 
 
 def test_same_inputs_same_bytes(tmp_path: Path) -> None:
@@ -190,8 +198,9 @@ REFUSED: list[tuple[dict[str, object], type[Error], str, str | None]] = [
     (
         {"source": "root"},
         UsageError,
-        "source 'root': expected dir:DIRECTORY or tar:FILE",
-        "for example dir:./root, tar:root.tar",
+        "source 'root': expected one of dir:DIRECTORY, tar:FILE, oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG],"
+        " docker-archive:FILE[:NAME:TAG]",
+        "for example dir:./root, oci:./layout:latest",
     ),
     (
         {"command": []},
@@ -201,6 +210,7 @@ REFUSED: list[tuple[dict[str, object], type[Error], str, str | None]] = [
     ),
     ({"environment": ["A"]}, BuildError, "init configuration: environment 'A', expected NAME=VALUE", None),
     ({"workdir": "srv"}, BuildError, "init configuration: workdir 'srv', expected an absolute path", None),
+    ({"stop_signal": "SIGNONE"}, BuildError, "stop signal 'SIGNONE': expected a name as SIGTERM, or a number", None),
     ({"epoch": -1}, UsageError, "epoch -1: expected seconds since 1970, at most 4294967295", None),
     ({"cmdline": ""}, BuildError, "command line: 0 bytes, expected 1 to 1792", None),
     ({"cmdline": "a\nb"}, BuildError, "command line 'a\\nb': expected printable ASCII", None),
@@ -220,8 +230,11 @@ REFUSED: list[tuple[dict[str, object], type[Error], str, str | None]] = [
 def test_refused(
     options: BuildOptions, values: dict[str, object], error: type[Error], message: str, hint: str | None
 ) -> None:
+    own = {name: value for name, value in values.items() if name in Application.__slots__}
+    others = {name: value for name, value in values.items() if name not in own}
+    application = replace(options.application, **own)  # type: ignore[arg-type]
     with pytest.raises(error) as caught:
-        build(replace(options, **values))  # type: ignore[arg-type]
+        build(replace(options, application=application, **others))  # type: ignore[arg-type]
     assert caught.value.message == message
     assert caught.value.hint == hint
     assert not options.output.exists()

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enclavekit.errors import Error, FileError, SourceError
+from enclavekit.image import decompress
 from enclavekit.image import tar as tar_module
 from enclavekit.image.sources import Source, open_directory, open_tar
 from enclavekit.image.tree import Node
@@ -280,7 +281,7 @@ class TestTar:
             assert [path for path, _ in two.tree.items()] == [path for path, _ in one.tree.items()]
         monkeypatch = pytest.MonkeyPatch()
         with monkeypatch.context() as patched:
-            patched.setattr(tar_module, "MAX_STREAMS", 1)
+            patched.setattr(decompress, "MAX_STREAMS", 1)
             message = refusal(tmp_path, gzip.compress(SAMPLE[:half]) + gzip.compress(SAMPLE[half:]))
         assert message == "root.tar: more than 1 gzip streams"
 

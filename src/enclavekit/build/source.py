@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an image's root file system comes from, in one word: ``dir:ROOT``, ``oci:LAYOUT:TAG`` and the like."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from enclavekit.eif import Arch
+from enclavekit.errors import UsageError
+from enclavekit.image.container import ContainerImage, Report
+from enclavekit.image.layer_cache import LayerCache
+from enclavekit.image.layouts import open_archive, open_docker_archive, open_layout
+from enclavekit.image.sources import Source, open_container, open_directory, open_tar
+
+KINDS = {
+    # kind: what stands behind it
+    "dir": "DIRECTORY",
+    "tar": "FILE",
+    "oci": "DIRECTORY[:TAG]",
+    "oci-archive": "FILE[:TAG]",
+    "docker-archive": "FILE[:NAME:TAG]",
+}
+
+
+def is_source(text: str) -> bool:
+    """Whether this names a source, and not an image's file."""
+    kind, colon, _ = text.partition(":")
+    return bool(colon) and kind in KINDS
+
+
+def open_source(
+    text: str, *, arch: Arch, keep_owners: bool, scratch: Path, cache: LayerCache, report: Report
+) -> Source:
+    """The tree of a source; of container images, the one for this architecture. UsageError for words that name none."""
+    kind, colon, rest = text.partition(":")
+    if not colon or not rest or kind not in KINDS:
+        known = ", ".join(f"{name}:{what}" for name, what in KINDS.items())
+        raise UsageError(
+            f"source {text!r}: expected one of {known}", hint="for example dir:./root, oci:./layout:latest"
+        )
+    if kind == "dir":
+        return open_directory(Path(rest), keep_owners=keep_owners)
+    if kind == "tar":
+        return open_tar(Path(rest), scratch=scratch)
+    path, tag = _split(rest)
+
+    def find(files: ExitStack) -> ContainerImage:
+        if kind == "oci":
+            return open_layout(path, tag, arch, files)
+        if kind == "oci-archive":
+            return open_archive(path, tag, arch, files, scratch=scratch)
+        return open_docker_archive(path, tag, arch, files, scratch=scratch)
+
+    return open_container(find, cache, report)
+
+
+def _split(text: str) -> tuple[Path, str | None]:
+    """A path and the tag behind it; both may have colons, so the longest path that exists is taken."""
+    end = len(text)
+    while end > 0:
+        if Path(text[:end]).exists():
+            return Path(text[:end]), text[end + 1 :] or None
+        end = text.rfind(":", 0, end)
+    path, colon, tag = text.partition(":")
+    return Path(path), tag if colon else None
