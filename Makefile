@@ -24,6 +24,12 @@ check: $(STAMP)
 	$(VENV)/bin/lint-imports
 	$(PYTEST) tests/unit
 
+# Needs a Python that atheris has a wheel for.
+fuzz: $(STAMP)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(PYTHON) tests/fuzz/worst.py
+	$(PYTHON) tests/fuzz/run.py --seconds 60
+
 soak: $(STAMP) runtime
 	$(PYTEST) tests/soak -m soak --timeout 3600
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "diff": "enclavekit.cli.diff:diff",
     "extract": "enclavekit.cli.extract:extract",
     "keygen": "enclavekit.cli.keygen:keygen",
+    "lint": "enclavekit.cli.lint:lint",
     "nitro-cli": "enclavekit.nitro_cli.main:nitro_cli",
     "pcr": "enclavekit.cli.describe:pcr",
     "resign": "enclavekit.cli.sign:resign",

@@ -9,8 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from enclavekit.eif.signature import SigningCertificate
-from enclavekit.errors import CertificateError
+from enclavekit.eif.signature import SigningCertificate, reading
 
 _ATTRIBUTES = {
     "2.5.4.3": "commonName",
@@ -57,19 +56,19 @@ def certificate_object(certificate: SigningCertificate) -> dict[str, Any]:
     """The object under ``SigningCertificate``; CertificateError when a field cannot be read."""
     x509 = certificate.x509
     first, last = certificate.validity
-    try:
+    with reading("issuer"):
         issuer = {
             _ATTRIBUTES.get(attribute.oid.dotted_string, _UNKNOWN): _text(attribute.value).replace('"', "")
             for attribute in x509.issuer
         }
-    except ValueError as error:
-        raise CertificateError(f"certificate: issuer: {str(error).lower()[:120]}") from error
+    with reading("signature"):
+        algorithm, signature = x509.signature_algorithm_oid.dotted_string, x509.signature
     return {
         "IssuerName": dict(sorted(issuer.items())),
-        "Algorithm": _SIGNATURE_ALGORITHMS.get(x509.signature_algorithm_oid.dotted_string, _UNKNOWN),
+        "Algorithm": _SIGNATURE_ALGORITHMS.get(algorithm, _UNKNOWN),
         "NotBefore": _openssl_time(first),
         "NotAfter": _openssl_time(last),
-        "Signature": x509.signature.hex(":").upper(),
+        "Signature": signature.hex(":").upper(),
     }
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from enclavekit.codec import cbor
 from enclavekit.codec.cose import Algorithm, Sign1, der_to_raw
 from enclavekit.eif.measure import DIGEST_SIZE, extend
-from enclavekit.errors import CertificateError, EifError, FormatError, SignatureError, SigningError
+from enclavekit.errors import CertificateError, EifError, Error, FormatError, SignatureError, SigningError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -66,10 +68,8 @@ class SigningCertificate:
             raise CertificateError(
                 "certificate: no certificate in PEM", hint="it starts with -----BEGIN CERTIFICATE-----"
             )
-        try:
+        with reading("damaged"):
             return x509.load_pem_x509_certificate(block[0])
-        except ValueError as error:
-            raise CertificateError(f"certificate: damaged: {_first_line(error)}") from error
 
     @cached_property
     def der(self) -> bytes:
@@ -86,13 +86,10 @@ class SigningCertificate:
     @cached_property
     def key(self) -> EllipticCurvePublicKey:
         """The public key."""
-        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-        try:
+        with reading("unknown key"):
             key = self.x509.public_key()
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise CertificateError(f"certificate: unknown key: {_first_line(error)}") from error
         if not isinstance(key, EllipticCurvePublicKey):
             kind = type(key).__name__.lstrip("_").removesuffix("PublicKey")
             raise CertificateError(f"certificate: a key of kind {kind}, expected EC on P-256, P-384 or P-521")
@@ -107,10 +104,8 @@ class SigningCertificate:
     @property
     def validity(self) -> tuple[datetime, datetime]:
         """The first and the last moment."""
-        try:
+        with reading("validity"):
             return self.x509.not_valid_before_utc, self.x509.not_valid_after_utc
-        except ValueError as error:
-            raise CertificateError(f"certificate: validity: {_first_line(error)}") from error
 
     def check_validity(self, at: datetime) -> None:
         """CertificateError unless the certificate is valid at that time (with time zone)."""
@@ -136,12 +131,8 @@ class SigningCertificate:
 
     def check_own_signature(self) -> None:
         """CertificateError unless its own key signed it."""
-        from cryptography.exceptions import InvalidSignature
-
-        try:
+        with reading("not signed by its own key"):
             self.x509.verify_directly_issued_by(self.x509)
-        except (ValueError, TypeError, InvalidSignature) as error:
-            raise CertificateError("certificate: not signed by its own key") from error
 
     def check_key(self, key: EllipticCurvePublicKey) -> None:
         """SigningError unless this is its key."""
@@ -249,5 +240,13 @@ def _octets(value: object, where: str) -> bytes:
     raise FormatError(f"{where}: expected an array of integers from 0 to 255")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".").lower()[:120]
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever cryptography raises for a field of a hostile certificate becomes a CertificateError."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:  # ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion, InvalidSignature...
+        reason = (str(error).splitlines() or [""])[0].rstrip(".").lower()[:120]
+        raise CertificateError(f"certificate: {what}{f': {reason}' if reason else ''}") from error

@@ -20,11 +20,12 @@ from enclavekit.errors import FileError, FormatError, MissingError
 from enclavekit.image.decompress import LONGEST_MAGIC, Decompression, compression_of
 
 MAX_FILES = 1 << 20
-"""In all archives of a ramdisk."""
+MIN_FILES = 1 << 16
+"""In all archives of a ramdisk: at most one for 64 of its bytes, but 65536 in any case; plain ones cannot have more."""
 MAX_ARCHIVES = 1024
 MIN_UNPACKED_SIZE = 48 << 20
 MAX_RATIO = 32
-"""A compressed archive may become 48 MiB, or 32 times its size: real ones become ten times as large at most."""
+"""Compressed archives may become 48 MiB together, or 32 times the ramdisk: real ones ten times as large at most."""
 HISTORY = 1 << 26
 """What compressed archives may refer back to, 64 MiB: as xz -9 does; of zstd the kernel itself takes less."""
 
@@ -96,7 +97,9 @@ class _Reader:
         self._name = name
         self._scratch = scratch
         self._temporary = files
-        self._room = MAX_FILES
+        size = section.size
+        self._files_left = min(MAX_FILES, max(MIN_FILES, size // 64))
+        self._bytes_left = max(MIN_UNPACKED_SIZE, MAX_RATIO * size)
         self.ramdisk = Ramdisk([])
 
     def read(self) -> None:
@@ -146,19 +149,19 @@ class _Reader:
             except StopIteration as stop:
                 trailer_end: int = stop.value
                 return trailer_end
-            if not self._room:
-                raise FormatError(f"ramdisk: more than {MAX_FILES} files")
-            self._room -= 1
+            if not self._files_left:
+                raise FormatError(f"ramdisk: more files than its {self._end - self._start} bytes can hold")
+            self._files_left -= 1
             content = FileContent(source, member.data_offset, member.entry.size, self._name)
             archive.files.append(RamdiskFile(member.entry, content, member.offset - base))
 
     def _unpack(self, offset: int, compression: str, out: BinaryIO) -> int:
         """Decompress one stream to ``out``; the bytes that it took."""
         chunks = FileContent(self._file, offset, self._end - offset, self._name).chunks()
-        limit = max(MIN_UNPACKED_SIZE, MAX_RATIO * (self._end - offset))
         where = f"ramdisk at offset 0x{offset - self._start:x}"
-        unpacking = Decompression(chunks, compression, where, limit=limit, history=HISTORY)
+        unpacking = Decompression(chunks, compression, where, limit=self._bytes_left, history=HISTORY)
         for piece in unpacking:
+            self._bytes_left -= len(piece)
             try:
                 out.write(piece)
             except OSError as error:
