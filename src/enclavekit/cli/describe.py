@@ -15,6 +15,7 @@ from enclavekit import eif
 from enclavekit.cli.options import output_options
 from enclavekit.cli.output import Exit, Output, printable
 from enclavekit.errors import CertificateError, FileError, FormatError, SignatureError, UsageError
+from enclavekit.linux.atomic import replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,8 +65,9 @@ def naming(path: str) -> Iterator[None]:
 @click.command()
 @click.argument("image", metavar="F.eif")
 @click.option("--strict", is_flag=True, help="Refuse what a hypervisor refuses, an expired certificate included.")
+@click.option("--html", metavar="F.html", help="Also draw the image, as a page that needs nothing else.")
 @output_options
-def describe(image: str, strict: bool, output: Output) -> int:
+def describe(image: str, strict: bool, html: str | None, output: Output) -> int:
     """What an image holds and measures, also of a damaged one; -v adds the digests of its sections.
 
     --json gives nitro-cli's describe-eif object, and more.
@@ -74,9 +76,21 @@ def describe(image: str, strict: bool, output: Output) -> int:
         described = eif.describe(
             Path(image), strict=strict, section_digests=output.verbose > 0 or output.json, at=datetime.now(UTC)
         )
+    if html:
+        _draw(image, html)
     output.show(described, lambda console: _print_description(console, image, described))
     fine = described["CheckCRC"] and described.get("SignatureCheck", True) and described["Accepted"]
     return Exit.DONE if fine else Exit.FAILED
+
+
+def _draw(image: str, target: str) -> None:
+    from enclavekit.inspection.html import render
+
+    with reading(image) as file, naming(image):
+        examined = eif.examine(file, image, section_digests=True)
+        with replacing(Path(target)) as out:
+            for piece in render(file, examined, image, datetime.now(UTC)):
+                out.write(piece.encode("utf-8", "backslashreplace"))
 
 
 def shown_size(size: int) -> str:

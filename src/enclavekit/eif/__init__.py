@@ -11,7 +11,7 @@
 
 from enclavekit.eif.certificate_object import certificate_object
 from enclavekit.eif.content import CHUNK_SIZE, BytesContent, Content, FileContent
-from enclavekit.eif.describe import Examined, describe, describe_eif_object, examine, measurements_object
+from enclavekit.eif.describe import Examined, describe, describe_eif_object, examine, measurements_object, warnings
 from enclavekit.eif.layout import Arch, Header, SectionHeader, SectionType
 from enclavekit.eif.measure import Measured, Measurements, digest, digest_file, extend, measure
 from enclavekit.eif.metadata import BuildInfo, Discovery, KernelInfo, Metadata
@@ -61,6 +61,7 @@ __all__ = [
     "sign",
     "signed",
     "unsigned",
+    "warnings",
     "write",
     "write_signed",
 ]
