@@ -3,5 +3,6 @@
 
 from enclavekit.build.application import Application
 from enclavekit.build.image import DEFAULT_CMDLINES, BuildOptions, BuildResult, KernelChoice, build
+from enclavekit.build.source import Access
 
-__all__ = ["DEFAULT_CMDLINES", "Application", "BuildOptions", "BuildResult", "KernelChoice", "build"]
+__all__ = ["DEFAULT_CMDLINES", "Access", "Application", "BuildOptions", "BuildResult", "KernelChoice", "build"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from enclavekit import __version__
 from enclavekit.build.application import Application, init_config, text_bytes
-from enclavekit.build.source import open_source
+from enclavekit.build.source import Access, open_source
 from enclavekit.codec.init_config import InitConfig
 from enclavekit.eif import (
     Arch,
@@ -31,9 +31,7 @@ from enclavekit.eif import (
 from enclavekit.eif.layout import HEADER_SIZE, SECTION_HEADER_SIZE
 from enclavekit.errors import BuildError, FileError, KernelError, UsageError
 from enclavekit.image.boot import boot_ramdisk, init_program
-from enclavekit.image.container import Report
 from enclavekit.image.kernel import Kernel, open_kernel
-from enclavekit.image.layer_cache import LayerCache
 from enclavekit.image.modules import resolve
 from enclavekit.image.ramdisk import application_ramdisk
 from enclavekit.image.sources import Source
@@ -64,16 +62,15 @@ class BuildOptions:
     """All that an image is made of.
 
     ``source`` is what ``open_source`` takes. ``epoch``, seconds since 1970, is the build time, and no file is newer;
-    None is 0 for directories, the image's own time for container images, and for tars their newest file's. ``cache``
-    is where layers of container images are unpacked to, and ``report`` is told of it. ``init`` replaces the package's
-    own. ``sign`` makes the image's signature.
+    None is 0 for directories, the image's own time for container images, and for tars their newest file's. ``init``
+    replaces the package's own. ``sign`` makes the image's signature.
     """
 
     source: str
     output: Path
     kernel: KernelChoice
     application: Application
-    cache: Path
+    access: Access
     keep_owners: bool = False
     cmdline: str | None = None
     arch: Arch | None = None
@@ -82,7 +79,6 @@ class BuildOptions:
     version: str = DEFAULT_VERSION
     init: bytes | None = None
     sign: Sign | None = None
-    report: Report = lambda name, done, size: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +111,7 @@ def build(options: BuildOptions) -> BuildResult:
                 arch=kernel.arch,
                 keep_owners=options.keep_owners,
                 scratch=output.parent,
-                cache=LayerCache(options.cache),
-                report=options.report,
+                access=options.access,
             )
         )
         sections, warnings = _sections(options, kernel, source)

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed has it not
 
 from enclavekit.eif import Arch
 from enclavekit.errors import UsageError
 from enclavekit.image.container import ContainerImage, Report
 from enclavekit.image.layer_cache import LayerCache
 from enclavekit.image.layouts import open_archive, open_docker_archive, open_layout
+from enclavekit.image.reference import Reference
+from enclavekit.image.registry import Registry
+from enclavekit.image.registry_auth import DockerConfig
 from enclavekit.image.sources import Source, open_container, open_directory, open_tar
 
 KINDS = {
@@ -20,7 +26,22 @@ KINDS = {
     "oci": "DIRECTORY[:TAG]",
     "oci-archive": "FILE[:TAG]",
     "docker-archive": "FILE[:NAME:TAG]",
+    "docker": "//[REGISTRY/]NAME[:TAG][@DIGEST]",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What container images need besides their name.
+
+    ``cache`` is where layers are unpacked to, ``report`` is told of each one's progress, ``docker_config`` says who we
+    are to registries, ``proxies`` has a proxy's URL for a scheme, and under ``no`` the hosts that need none.
+    """
+
+    cache: LayerCache
+    report: Report = lambda name, done, size: None
+    docker_config: DockerConfig = field(default_factory=DockerConfig)
+    proxies: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_source(text: str) -> bool:
@@ -29,9 +50,7 @@ def is_source(text: str) -> bool:
     return bool(colon) and kind in KINDS
 
 
-def open_source(
-    text: str, *, arch: Arch, keep_owners: bool, scratch: Path, cache: LayerCache, report: Report
-) -> Source:
+def open_source(text: str, *, arch: Arch, keep_owners: bool, scratch: Path, access: Access) -> Source:
     """The tree of a source; of container images, the one for this architecture. UsageError for words that name none."""
     kind, colon, rest = text.partition(":")
     if not colon or not rest or kind not in KINDS:
@@ -43,6 +62,13 @@ def open_source(
         return open_directory(Path(rest), keep_owners=keep_owners)
     if kind == "tar":
         return open_tar(Path(rest), scratch=scratch)
+    if kind == "docker":
+        reference = Reference.parse(rest)
+        scheme = reference.origin.partition(":")[0]
+        direct = scheme == "http" or proxy_bypass_environment(reference.host, {"no": access.proxies.get("no", "")})
+        proxy = None if direct else access.proxies.get(scheme)
+        registry = Registry(reference, access.docker_config, proxy)
+        return open_container(lambda files: registry.find(arch), access.cache, access.report)
     path, tag = _split(rest)
 
     def find(files: ExitStack) -> ContainerImage:
@@ -52,7 +78,7 @@ def open_source(
             return open_archive(path, tag, arch, files, scratch=scratch)
         return open_docker_archive(path, tag, arch, files, scratch=scratch)
 
-    return open_container(find, cache, report)
+    return open_container(find, access.cache, access.report)
 
 
 def _split(text: str) -> tuple[Path, str | None]:

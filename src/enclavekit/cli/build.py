@@ -13,14 +13,19 @@ import click
 from enclavekit.build.application import Application
 from enclavekit.build.image import BuildOptions, KernelChoice
 from enclavekit.build.image import build as build_image
+from enclavekit.build.source import Access
 from enclavekit.cli.describe import certificate
-from enclavekit.cli.environment import cache_directory, source_date_epoch
+from enclavekit.cli.environment import cache_directory, docker_config, proxies, search_path, source_date_epoch
 from enclavekit.cli.options import image_options, kernel_options, output_options
 from enclavekit.cli.output import Output
+from enclavekit.cli.progress import layer_bars
 from enclavekit.cli.runtime import runtime_root
 from enclavekit.cli.sign import make_signature, signing_options
 from enclavekit.eif import Arch, measurements_object
 from enclavekit.errors import UsageError
+from enclavekit.image.container import Report
+from enclavekit.image.layer_cache import LayerCache
+from enclavekit.image.registry_auth import DockerConfig
 from enclavekit.runtime import find_kernel
 
 
@@ -32,6 +37,7 @@ def build_options(
     kernel: str | None,
     modules: str | None,
     arch: str | None,
+    report: Report = lambda name, done, size: None,
     **words: Any,
 ) -> BuildOptions:
     """From the command line's words to what is built."""
@@ -49,11 +55,18 @@ def build_options(
             stop_signal=words["stop_signal"],
             logs=words["logs"],
         ),
-        cache=cache_directory() / "layers",
+        access=access(report),
         cmdline=words["cmdline"],
         keep_owners=words["keep_owners"],
         epoch=source_date_epoch(),
         arch=Arch[arch.upper()] if arch else None,
+    )
+
+
+def access(report: Report) -> Access:
+    """To container images: this user's cache, docker's configuration, and proxies."""
+    return Access(
+        LayerCache(cache_directory() / "layers"), report, DockerConfig.read(docker_config(), search_path()), proxies()
     )
 
 
@@ -80,18 +93,19 @@ def build(
 ) -> None:
     """Make an image of a container image or a root filesystem. The same inputs give the same bytes.
 
-    SOURCE is oci:DIR[:TAG], oci-archive:F[:TAG], docker-archive:F[:NAME:TAG], dir:DIR or tar:F. What runs in the
-    enclave is the container image's entrypoint and command; a command after -- takes the latter's place, as with docker
-    run.
+    SOURCE is docker://NAME, oci:DIR[:TAG], oci-archive:F[:TAG], docker-archive:F[:NAME:TAG], dir:DIR or tar:F. What
+    runs in the enclave is the container image's entrypoint and command; a command after -- takes the latter's place, as
+    with docker run.
     """
     if bool(sign_cert) != bool(sign_key):
         raise UsageError("--sign-cert and --sign-key need each other", hint="enclave keygen makes both")
-    options = build_options(source, Path(target), command, **words)
-    pcr8 = None
-    if sign_cert and sign_key:
-        pcr8 = certificate(sign_cert).pcr8
-        options = replace(options, sign=make_signature(sign_cert, sign_key, pkcs11_module, output))
-    result = build_image(options)
+    with layer_bars(output) as report:
+        options = build_options(source, Path(target), command, report=report, **words)
+        pcr8 = None
+        if sign_cert and sign_key:
+            pcr8 = certificate(sign_cert).pcr8
+            options = replace(options, sign=make_signature(sign_cert, sign_key, pkcs11_module, output))
+        result = build_image(options)
     for warning in result.warnings:
         output.say(f"warning: {warning}")
     output.detail(f"{result.path}: {result.size} bytes, {result.arch}")

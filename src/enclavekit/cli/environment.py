@@ -39,6 +39,24 @@ def cache_directory() -> Path:
         raise MissingError("this user has no home directory", hint="set HOME or XDG_CACHE_HOME") from error
 
 
+def docker_config() -> Path:
+    """Docker's configuration file, with what logs in to registries."""
+    directory = os.environ.get("DOCKER_CONFIG")
+    if directory:
+        return Path(directory) / "config.json"
+    return Path(os.environ.get("HOME") or "/") / ".docker" / "config.json"
+
+
+def proxies() -> dict[str, str]:
+    """HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, by http, https and no."""
+    found = {}
+    for scheme in ("http", "https", "no"):
+        value = os.environ.get(f"{scheme}_proxy") or os.environ.get(f"{scheme.upper()}_PROXY")
+        if value:
+            found[scheme] = value
+    return found
+
+
 def source_date_epoch() -> int | None:
     """Seconds since 1970 that every file's time is clamped to (reproducible-builds.org/specs/source-date-epoch)."""
     text = os.environ.get("SOURCE_DATE_EPOCH")

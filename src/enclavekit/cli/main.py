@@ -17,6 +17,7 @@ from enclavekit.errors import Error, FileError, UsageError
 COMMANDS = {
     # name: module that defines the click command, imported only when it is used
     "build": "enclavekit.cli.build:build",
+    "cache": "enclavekit.cli.cache:cache",
     "describe": "enclavekit.cli.describe:describe",
     "diff": "enclavekit.cli.diff:diff",
     "extract": "enclavekit.cli.extract:extract",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of an installation: bars on a terminal, elsewhere a line a stage."""
+"""Progress of an installation, and of layers that are fetched: bars on a terminal, elsewhere a line a stage."""
 
 from __future__ import annotations
 
@@ -54,3 +54,25 @@ def bars(output: Output) -> Iterator[Callable[[Progress], None]]:
 
 def _line(progress: Progress) -> str:
     return f"{progress.stage}: {progress.text}"
+
+
+@contextmanager
+def layer_bars(output: Output) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to tell a layer's progress to: its name, bytes so far, bytes in all. Only a terminal shows it."""
+    console = output.stderr
+    if not console.is_terminal or output.quiet:
+        yield lambda name, done, size: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bars(*columns, console=console, transient=True) as shown:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, size: int) -> None:
+            if name not in tasks:
+                tasks[name] = shown.add_task(name.rpartition(": ")[2], total=size)
+            shown.update(tasks[name], completed=done)
+
+        yield show

@@ -154,7 +154,7 @@ def _layout(files: Files, name: str, tag: str | None, arch: Arch | None) -> Cont
     for _ in range(MAX_INDEX_DEPTH):
         if chosen.media_type not in INDEXES:
             break
-        chosen = choose(parse_index(data, f"{name}: index"), _goarch(arch), name)
+        chosen = choose(parse_index(data, f"{name}: index"), goarch(arch), name)
         data = _blob(files, chosen, name)
     else:
         raise SourceError(f"{name}: more than {MAX_INDEX_DEPTH} indexes in one another")
@@ -194,7 +194,8 @@ def _path(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
-def _goarch(arch: Arch | None) -> str:
+def goarch(arch: Arch | None) -> str:
+    """As GOARCH names it; x86_64 when nothing is wanted."""
     return next(theirs for theirs, ours in ARCHITECTURES.items() if ours is (Arch.X86_64 if arch is None else arch))
 
 

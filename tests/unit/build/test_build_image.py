@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from enclavekit.build import Application, BuildOptions, BuildResult, KernelChoice, build
+from enclavekit.build import Access, Application, BuildOptions, BuildResult, KernelChoice, build
 from enclavekit.build import image as image_module
 from enclavekit.codec import cpio
 from enclavekit.codec.init_config import InitConfig
 from enclavekit.eif import Arch, Metadata, describe, read, read_section
 from enclavekit.errors import BuildError, Error, FileError, KernelError, SourceError, UsageError
+from enclavekit.image.layer_cache import LayerCache
 from enclavekit.image.modules import Modules
 
 BANNER = "6.12.1-test (x@y) #1 SMP Debian"
@@ -62,7 +63,7 @@ def make_options(directory: Path) -> BuildOptions:
         output=directory / "out.eif",
         kernel=KernelChoice(kernel, None, "6.12.1-test"),
         application=Application(["/bin/app", "argument"]),
-        cache=directory / "cache",
+        access=Access(LayerCache(directory / "cache")),
         init=b"\x7fELF init",
     )
 
@@ -199,7 +200,7 @@ REFUSED: list[tuple[dict[str, object], type[Error], str, str | None]] = [
         {"source": "root"},
         UsageError,
         "source 'root': expected one of dir:DIRECTORY, tar:FILE, oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG],"
-        " docker-archive:FILE[:NAME:TAG]",
+        " docker-archive:FILE[:NAME:TAG], docker://[REGISTRY/]NAME[:TAG][@DIGEST]",
         "for example dir:./root, oci:./layout:latest",
     ),
     (
