@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from enclavekit import __version__
 from enclavekit.build.application import Application, init_config, text_bytes
+from enclavekit.build.nitro_cli import Blobs, command_of, second_ramdisk
 from enclavekit.build.source import Access, open_source
-from enclavekit.codec.init_config import InitConfig
 from enclavekit.eif import (
     Arch,
     BuildInfo,
     BytesContent,
+    Content,
     KernelInfo,
     Measurements,
     Metadata,
@@ -63,7 +64,8 @@ class BuildOptions:
 
     ``source`` is what ``open_source`` takes. ``epoch``, seconds since 1970, is the build time, and no file is newer;
     None is 0 for directories, the image's own time for container images, and for tars their newest file's. ``init``
-    replaces the package's own. ``sign`` makes the image's signature.
+    replaces the package's own. ``sign`` makes the image's signature. With ``blobs``, all that is measured is as
+    nitro-cli would make it of them: ``kernel`` and ``init`` do not count then, and files keep their times.
     """
 
     source: str
@@ -79,6 +81,7 @@ class BuildOptions:
     version: str = DEFAULT_VERSION
     init: bytes | None = None
     sign: Sign | None = None
+    blobs: Blobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class BuildResult:
 
 def build(options: BuildOptions) -> BuildResult:
     """Make the image. Whatever goes wrong is an Error, and nothing is left behind."""
+    if options.blobs:
+        options = replace(options, kernel=KernelChoice(options.blobs.kernel, None, options.blobs.kernel.name))
     output = Path(os.path.realpath(options.output))
     if output.exists() and not output.is_file():
         raise BuildError(f"{options.output}: not a regular file, expected one or none")
@@ -125,36 +130,45 @@ def build(options: BuildOptions) -> BuildResult:
 def _sections(options: BuildOptions, kernel: Kernel, source: Source) -> tuple[list[Section], list[str]]:
     if options.arch not in (None, kernel.arch):
         raise KernelError(f"{options.kernel.path}: a kernel for {kernel.arch}, expected one for {options.arch}")
-    epoch = _clamp(options, source)
-    container = source.container
-    config = init_config(options.application, container.config if container else None, source.tree)
-    modules = resolve(options.kernel.modules, arch=kernel.arch, release=kernel.release)
-    init = init_program(kernel.arch) if options.init is None else options.init
-    cmdline = _cmdline(options.cmdline if options.cmdline is not None else DEFAULT_CMDLINES[kernel.arch])
-    metadata_offset = HEADER_SIZE + 3 * SECTION_HEADER_SIZE + kernel.content.size + len(cmdline)
+    epoch = _build_time(options, source)
+    first: Content
+    second: Content
+    missing: tuple[str, ...] = ()
+    if options.blobs:
+        first, second = options.blobs.first_ramdisk(), second_ramdisk(source, options.application)
+        program = command_of(options.application, source.container.config if source.container else None)[0]
+        cmdline = options.blobs.cmdline
+    else:
+        source.tree.clamp(epoch)
+        config = init_config(options.application, source.container.config if source.container else None, source.tree)
+        program, cmdline = config.arguments[0], DEFAULT_CMDLINES[kernel.arch]
+        modules = resolve(options.kernel.modules, arch=kernel.arch, release=kernel.release)
+        init = init_program(kernel.arch) if options.init is None else options.init
+        first, second = boot_ramdisk(init, modules.modules), application_ramdisk(source.tree, config.encode())
+        missing = modules.missing
+    measured = _cmdline(cmdline if options.cmdline is None else options.cmdline)
+    metadata_offset = HEADER_SIZE + 3 * SECTION_HEADER_SIZE + kernel.content.size + len(measured)
     try:
-        metadata = _metadata(options, config, kernel, source, epoch).encode(metadata_offset)
+        metadata = _metadata(options, program, kernel, source, epoch).encode(metadata_offset)
     except UnicodeEncodeError as error:
         raise BuildError(f"metadata: {error.object[error.start : error.end]!r} is not text in UTF-8") from error
     sections = [
         Section(SectionType.KERNEL, kernel.content),
-        Section(SectionType.CMDLINE, BytesContent(cmdline)),
+        Section(SectionType.CMDLINE, BytesContent(measured)),
         Section(SectionType.METADATA, BytesContent(metadata)),
-        Section(SectionType.RAMDISK, boot_ramdisk(init, modules.modules)),
-        Section(SectionType.RAMDISK, application_ramdisk(source.tree, config.encode())),
+        Section(SectionType.RAMDISK, first),
+        Section(SectionType.RAMDISK, second),
     ]
-    warnings = [f"the kernel has no module {name}: the enclave cannot attest itself" for name in modules.missing]
-    return sections, warnings
+    return sections, [f"the kernel has no module {name}: the enclave cannot attest itself" for name in missing]
 
 
-def _clamp(options: BuildOptions, source: Source) -> int:
-    """Bring the times into bounds; the build time."""
+def _build_time(options: BuildOptions, source: Source) -> int:
+    """In seconds since 1970."""
     epoch = options.epoch
     if epoch is None:
         epoch = source.default_epoch if source.default_epoch is not None else source.tree.newest()
     if not 0 <= epoch <= MAX_TIME:
         raise UsageError(f"epoch {epoch}: expected seconds since 1970, at most {MAX_TIME}")
-    source.tree.clamp(epoch)
     return epoch
 
 
@@ -167,10 +181,10 @@ def _cmdline(text: str) -> bytes:
     return data
 
 
-def _metadata(options: BuildOptions, config: InitConfig, kernel: Kernel, source: Source, epoch: int) -> Metadata:
+def _metadata(options: BuildOptions, program: bytes, kernel: Kernel, source: Source, epoch: int) -> Metadata:
     return Metadata(
         # Not the file's name: the image must not depend on where it is made.
-        image_name=options.name or shown(config.arguments[0].rpartition(b"/")[2]),
+        image_name=options.name or shown(program.rpartition(b"/")[2]),
         image_version=options.version,
         build=BuildInfo(
             time=datetime.fromtimestamp(epoch, UTC).isoformat(),

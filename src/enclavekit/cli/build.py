@@ -13,6 +13,7 @@ import click
 from enclavekit.build.application import Application
 from enclavekit.build.image import BuildOptions, KernelChoice
 from enclavekit.build.image import build as build_image
+from enclavekit.build.nitro_cli import Blobs
 from enclavekit.build.source import Access
 from enclavekit.cli.describe import certificate
 from enclavekit.cli.environment import cache_directory, docker_config, proxies, search_path, source_date_epoch
@@ -37,15 +38,24 @@ def build_options(
     kernel: str | None,
     modules: str | None,
     arch: str | None,
+    compat: str | None = None,
+    blobs: str | None = None,
     report: Report = lambda name, done, size: None,
     **words: Any,
 ) -> BuildOptions:
     """From the command line's words to what is built."""
-    found = find_kernel(runtime_root(), kernel, modules)
+    if bool(compat) != bool(blobs):
+        raise UsageError("--compat and --blobs need each other", hint="--compat nitro-cli --blobs DIR")
+    if blobs:
+        chosen = KernelChoice(Path(blobs), None, "")  # the blobs have their own
+    else:
+        found = find_kernel(runtime_root(), kernel, modules)
+        chosen = KernelChoice(found.path, found.modules, found.name)
     return BuildOptions(
         source=source,
         output=output,
-        kernel=KernelChoice(found.path, found.modules, found.name),
+        kernel=chosen,
+        blobs=Blobs(Path(blobs)) if blobs else None,
         application=Application(
             command=command,
             entrypoint=None if words["entrypoint"] is None else shlex.split(words["entrypoint"]),
@@ -77,6 +87,8 @@ def access(report: Report) -> Access:
 @click.option(
     "--arch", type=click.Choice([str(arch) for arch in Arch]), help="Refuse a kernel for another architecture."
 )
+@click.option("--compat", type=click.Choice(["nitro-cli"]), help="Measure the same as nitro-cli 1.5 would.")
+@click.option("--blobs", metavar="DIR", help="nitro-cli's kernel, command line, init and nsm.ko, for --compat.")
 @kernel_options
 @image_options
 @signing_options
