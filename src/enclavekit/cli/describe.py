@@ -72,7 +72,7 @@ def describe(image: str, strict: bool, html: str | None, output: Output) -> int:
 
     --json gives nitro-cli's describe-eif object, and more.
     """
-    with naming(image):
+    with reading(image), naming(image):
         described = eif.describe(
             Path(image), strict=strict, section_digests=output.verbose > 0 or output.json, at=datetime.now(UTC)
         )

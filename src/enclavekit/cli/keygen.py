@@ -11,7 +11,7 @@ import click
 
 from enclavekit.cli.environment import key_password, pkcs11_pin
 from enclavekit.cli.options import output_options
-from enclavekit.cli.output import Output
+from enclavekit.cli.output import Output, printable
 from enclavekit.errors import FileError, UsageError
 from enclavekit.linux.atomic import replacing
 
@@ -74,4 +74,4 @@ def keygen(
         "NotAfter": made.validity[1].isoformat(),
         "PCR8": made.pcr8.hex(),
     }
-    output.show(result, lambda console: console.print(f"{cert}: PCR8 {made.pcr8.hex()}", markup=False))
+    output.show(result, lambda console: console.print(f"{printable(cert)}: PCR8 {made.pcr8.hex()}", markup=False))

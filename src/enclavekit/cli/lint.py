@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from enclavekit.cli.output import Exit, Output, printable
 from enclavekit.inspection.findings import Finding, Level
 from enclavekit.inspection.lint import lint as lint_image
 from enclavekit.inspection.subject import CARRIERS
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SCHEMA = 1
 STYLES = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
@@ -34,33 +38,27 @@ def lint(image: str, memory: str | None, carrier: str | None, strict: bool, outp
     size = None if memory is None else parse_size(memory)
     with naming(image), reading(image) as file:
         findings = lint_image(file, name=image, now=datetime.now(UTC), memory=size, carrier=carrier)
-    if output.json:
-        output.result(
+    result = {
+        "schema": SCHEMA,
+        "Findings": [
             {
-                "schema": SCHEMA,
-                "Findings": [
-                    {
-                        "code": finding.code,
-                        "level": finding.level.value,
-                        "where": finding.where,
-                        "message": finding.message,
-                        "hint": finding.hint,
-                    }
-                    for finding in findings
-                ],
+                "code": finding.code,
+                "level": finding.level.value,
+                "where": finding.where,
+                "message": finding.message,
+                "hint": finding.hint,
             }
-        )
-    else:
-        _print(findings, quiet=output.quiet)
+            for finding in findings
+        ],
+    }
+    output.show(result, lambda console: _print(console, findings, quiet=output.quiet))
     fatal = {Level.ERROR, Level.WARNING} if strict else {Level.ERROR}
     return Exit.DIFFERS if any(finding.level in fatal for finding in findings) else Exit.DONE
 
 
-def _print(findings: Sequence[Finding], *, quiet: bool) -> None:
-    from rich.console import Console
+def _print(console: Console, findings: Sequence[Finding], *, quiet: bool) -> None:
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
     for finding in findings:
         line = Text(f"{finding.level.value:8}", STYLES[finding.level])
         line.append(f"{finding.code}  ", "bold")

@@ -54,6 +54,8 @@ class Output:
             return
         from rich.console import Console
 
+        if sys.stdout is None:  # closed by whoever started us
+            return
         # A pipe has no width: what is wider than a terminal must not be broken there.
         width = None if sys.stdout.isatty() else 250
         render(Console(highlight=False, soft_wrap=True, width=width))

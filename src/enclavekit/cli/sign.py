@@ -15,7 +15,7 @@ from enclavekit import eif
 from enclavekit.cli.describe import certificate, naming, read_small, reading
 from enclavekit.cli.environment import key_password, pkcs11_pin
 from enclavekit.cli.options import output_options
-from enclavekit.cli.output import Output
+from enclavekit.cli.output import Output, printable
 from enclavekit.errors import SigningError, UsageError
 from enclavekit.linux.atomic import replacing
 from enclavekit.signing.signer import KeyReference, open_signer
@@ -133,9 +133,8 @@ def _sign(
         with replacing(Path(target or image)) as out:
             written = eif.write_signed(out, file, found, measured, make, name=image)
     result = {"Measurements": eif.measurements_object(written.measurements, chosen.pcr8)}
-    output.show(
-        result, lambda console: console.print(f"{target or image}: signed, PCR8 {chosen.pcr8.hex()}", markup=False)
-    )
+    name = printable(target or image)
+    output.show(result, lambda console: console.print(f"{name}: signed, PCR8 {chosen.pcr8.hex()}", markup=False))
 
 
 def _attach(chosen: eif.SigningCertificate, signature: bytes, measurements: eif.Measurements) -> bytes:
@@ -155,4 +154,6 @@ def _write_digest(path: str, chosen: eif.SigningCertificate, measurements: eif.M
         "Algorithm": algorithm.name,
         "Measurements": eif.measurements_object(measurements, chosen.pcr8),
     }
-    output.show(result, lambda console: console.print(f"{path}: {algorithm.hash} {digest.hex()}", markup=False))
+    output.show(
+        result, lambda console: console.print(f"{printable(path)}: {algorithm.hash} {digest.hex()}", markup=False)
+    )

@@ -164,6 +164,8 @@ def _failing(code: Code) -> Iterator[None]:
 @contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise FileError(f"cannot read {path}: not an ordinary file")
         file = Path(path).open("rb")  # noqa: SIM115 - errors of the block are not of opening
     except OSError as error:
         raise FileError.of(error, path, "read") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import stat
 import subprocess
 from pathlib import Path
@@ -247,3 +248,28 @@ def test_certificates_that_are_none(pair: list[str], capsys: pytest.CaptureFixtu
     )
     assert failure(capsys, "pcr", "--cert", "k.pem") == ("certificate", "k.pem: certificate: no certificate in PEM")
     assert failure(capsys, "pcr", "--cert", "none") == ("file", "cannot read none: no such file or directory")
+
+
+def test_names_do_not_play_with_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["keygen", "--cert", "c\x1b[31m", "--key", "k\udcff"]) == 0
+    words = ["--sign-cert", "c\x1b[31m", "--sign-key", "k\udcff"]
+    Path("a\x1b.eif").write_bytes(image())
+    assert run_command(["sign", "a\x1b.eif", *words[:2], "--digest-out", "d\x1b"]) == 0
+    assert run_command(["sign", "a\x1b.eif", *words]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert "a\\x1b.eif: signed" in said.out
+
+
+@pytest.mark.parametrize("words", [["describe"], ["pcr"], ["lint"], ["nitro-cli", "describe-eif", "--eif-path"]])
+def test_fifos_hold_nobody_up(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("fifo")
+    assert run_command([*words, "fifo"]) in (1, 35)
+    assert "cannot read fifo: not an ordinary file" in capsys.readouterr().err
+
+
+def test_a_closed_stdout(pair: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pair
+    monkeypatch.setattr("sys.stdout", None)
+    for words in (["describe", "a.eif"], ["describe", "a.eif", "--json"], ["lint", "a.eif"], ["pcr", "a.eif"]):
+        assert run_command(words) in (0, 3)
