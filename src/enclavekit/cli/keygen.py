@@ -51,9 +51,9 @@ def keygen(
         raise UsageError("expected --key for a new key or --from for one that exists", hint="enclave keygen --help")
     if reference and curve:
         raise UsageError("--curve is for a new key; one that exists has its own")
-    for path in filter(None, (cert, key)):
-        if Path(path).exists() and not force:
-            raise FileError(f"{path}: exists already, and is left alone", hint="--force replaces it")
+    for name_of_file in filter(None, (cert, key)):
+        if Path(name_of_file).exists() and not force:
+            raise FileError(f"{name_of_file}: exists already, and is left alone", hint="--force replaces it")
     with ExitStack() as files:
         if reference:
             found = KeyReference(reference, pkcs11_module, pkcs11_pin(), key_password())
@@ -61,11 +61,14 @@ def keygen(
         else:
             signer = PemSigner.generate(curve or "P-384")
         made = self_signed(signer, common_name=name, first=datetime.now(UTC).replace(microsecond=0), days=days)
-        # The certificate is in place only after the key is: without its key it would be of no use.
-        files.enter_context(replacing(Path(cert))).write(made.pem)
+        # Both are on the disk before either takes its place.
+        written = [(Path(cert), 0o666, made.pem)]
         if key and isinstance(signer, PemSigner):
-            with replacing(Path(key), mode=0o600) as out:
-                out.write(signer.pem(key_password()))
+            written.append((Path(key), 0o600, signer.pem(key_password())))
+        for path, mode, data in written:
+            out = files.enter_context(replacing(path, mode=mode))
+            out.write(data)
+            out.flush()
     result = {
         "schema": 1,
         "Key": key or reference,
