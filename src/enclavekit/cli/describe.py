@@ -28,7 +28,6 @@ PCR_MEANINGS = {
     "PCR8": "signing certificate",
 }
 PCR2_OF_NOTHING = eif.extend(eif.digest(b"")).hex()
-SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 @contextmanager
@@ -93,14 +92,6 @@ def _draw(image: str, target: str) -> None:
                 out.write(piece.encode("utf-8", "backslashreplace"))
 
 
-def shown_size(size: int) -> str:
-    """In the unit that people would use."""
-    for unit, name in SIZES:
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size} bytes"
-
-
 def _print_description(console: Console, name: str, described: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -134,7 +125,7 @@ def _print_description(console: Console, name: str, described: dict[str, Any]) -
     if digests:
         table.add_column("SHA384", no_wrap=True)
     for section in described["Sections"]:
-        cells = [section["Type"], f"0x{section['Offset']:x}", str(section["Size"]), shown_size(section["Size"])]
+        cells = [section["Type"], f"0x{section['Offset']:x}", str(section["Size"]), eif.size_text(section["Size"])]
         table.add_row(*cells, *([section["SHA384"]] if digests else []))
     console.print(table)
     for warning in described["Warnings"]:

@@ -11,7 +11,15 @@
 
 from enclavekit.eif.certificate_object import certificate_object
 from enclavekit.eif.content import CHUNK_SIZE, BytesContent, Content, FileContent
-from enclavekit.eif.describe import Examined, describe, describe_eif_object, examine, measurements_object, warnings
+from enclavekit.eif.describe import (
+    Examined,
+    describe,
+    describe_eif_object,
+    examine,
+    measurements_object,
+    size_text,
+    warnings,
+)
 from enclavekit.eif.layout import Arch, Header, SectionHeader, SectionType
 from enclavekit.eif.measure import Measured, Measurements, digest, digest_file, extend, measure
 from enclavekit.eif.metadata import BuildInfo, Discovery, KernelInfo, Metadata
@@ -60,6 +68,7 @@ __all__ = [
     "read_section",
     "sign",
     "signed",
+    "size_text",
     "unsigned",
     "warnings",
     "write",

@@ -163,6 +163,14 @@ def warnings(examined: Examined, at: datetime | None = None) -> list[str]:
     return found
 
 
+def size_text(size: int) -> str:
+    """Bytes in the unit that people would use."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"
+
+
 def _crc_message(examined: Examined) -> str:
     message = f"the CRC is 0x{examined.measured.crc:08x}, the header says 0x{examined.image.header.crc:08x}"
     if examined.image.header.crc == examined.measured.sections_crc:

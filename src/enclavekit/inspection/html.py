@@ -22,6 +22,7 @@ from enclavekit.eif import (
     digest,
     extend,
     read_section,
+    size_text,
     warnings,
 )
 from enclavekit.eif.layout import HEADER_SIZE
@@ -51,7 +52,7 @@ def render(file: BinaryIO, examined: Examined, name: str, at: datetime | None) -
     )
     yield f"<h1>{_text(title)}</h1>\n"
     arch = examined.image.arch
-    yield f'<p class="lead">Enclave image for {arch}, {_size(examined.image.size)}, {_text(name)}</p>\n'
+    yield f'<p class="lead">Enclave image for {arch}, {size_text(examined.image.size)}, {_text(name)}</p>\n'
     yield from _facts(examined)
     if examined.image.refusals or not examined.crc_holds or examined.signature_error:
         yield '<p class="refused">Hypervisors refuse this image.</p>\n'
@@ -144,7 +145,7 @@ def _sections(examined: Examined) -> Iterator[str]:
     for section, one in zip(examined.image.sections, digests, strict=True):
         yield (
             f'<tr><td class="s">{section_name(examined, section)}</td><td class="n">0x{section.offset:x}</td>'
-            f'<td class="n">{section.size}</td><td class="n">{_size(section.size)}</td>'
+            f'<td class="n">{section.size}</td><td class="n">{size_text(section.size)}</td>'
             f'<td><code class="digest">{one.hex()}</code></td></tr>\n'
         )
     yield "</table>\n"
@@ -212,13 +213,6 @@ def _metadata(examined: Examined) -> Iterator[str]:
         if value is not None:
             text = json.dumps(value, indent=2, ensure_ascii=False)
             yield f"<h2>{title}</h2>\n<pre>{_text(text[:MAX_TEXT])}{'…' if len(text) > MAX_TEXT else ''}</pre>\n"
-
-
-def _size(size: int) -> str:
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size} bytes"
 
 
 def _text(text: str) -> str:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from struct import pack_into
 
 import pytest
+from kernel_files import bzimage
 
 from enclavekit import eif
 from enclavekit.eif import Arch, BytesContent, Section, SectionType
@@ -20,26 +20,12 @@ from enclavekit.signing.pem import PemSigner
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
 
-def kernel() -> bytes:
-    """A bzImage as far as a setup header tells."""
-    data = bytearray(0x4000)
-    pack_into("<H", data, 0x1FE, 0xAA55)
-    data[0x1F1], data[0x211], data[0x234] = 1, 1, 1
-    data[0x202:0x206] = b"HdrS"
-    pack_into("<H", data, 0x206, 0x20F)
-    pack_into("<H", data, 0x236, 3)
-    pack_into("<I", data, 0x230, 0x200000)
-    pack_into("<Q", data, 0x258, 0x1000000)
-    pack_into("<I", data, 0x260, 0x2000000)
-    return bytes(data)
-
-
 def image(directory: Path, *, of: bytes = b"", sign: bool = True, arch: Arch = Arch.X86_64) -> Path:
     """Signed over PCR0, or over what ``of`` says, with a certificate that is valid for 10 days from NOW on."""
     key = PemSigner.generate("P-256")
     certificate = self_signed(key, common_name="x", first=NOW, days=10)
     parts = {
-        SectionType.KERNEL: kernel(),
+        SectionType.KERNEL: bzimage(b"payload"),
         SectionType.CMDLINE: b"quiet",
         SectionType.METADATA: b"{}",
         SectionType.RAMDISK: b"",
