@@ -79,7 +79,7 @@ def run(
     output: Output,
     **words: Any,
 ) -> int:
-    """Run an image, or a SOURCE (dir:DIR, tar:FILE) that is built first, and exit with its application's status.
+    """Run an image, or a SOURCE that is built first, and exit with its application's status.
 
     128+n when signal n ended the application, 124 after --timeout, 125 for every failure that is not its own.
     """
