@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import Event
 from typing import BinaryIO
 
 from enclavekit.eif import Arch
@@ -52,23 +53,30 @@ def check_image(name: str, config: ImageConfig, layers: Sequence[object], arch: 
 def read_layers(image: ContainerImage, cache: LayerCache, files: ExitStack, report: Report) -> tuple[Tree, list[str]]:
     """The tree, and sentences about what it could not hold. The layers' files stay open in ``files``."""
     layers = Layers()
+    stop = Event()
+
+    def open_layer(number: int) -> BinaryIO:
+        name, blob = _name(image, number), image.layers[number]
+
+        def tell(done: int) -> None:
+            if stop.is_set():  # nobody waits for it any more
+                raise SourceError(f"{name}: given up")
+            report(name, done, blob.content.size)
+
+        return cache.open(blob, name, tell)
+
     with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-        opening = [pool.submit(_open, cache, layer, image, number, report) for number, layer in enumerate(image.layers)]
+        opening = [pool.submit(open_layer, number) for number in range(len(image.layers))]
         try:
             for number, task in enumerate(opening):
-                file = files.enter_context(task.result())
-                layers.apply(file, _name(image, number))
+                layers.apply(files.enter_context(task.result()), _name(image, number))
         except BaseException:
+            stop.set()
             for task in opening:
                 if not task.cancel() and task.exception() is None:
                     task.result().close()
             raise
     return layers.tree, layers.warnings()
-
-
-def _open(cache: LayerCache, layer: LayerBlob, image: ContainerImage, number: int, report: Report) -> BinaryIO:
-    name = _name(image, number)
-    return cache.open(layer, name, lambda done: report(name, done, layer.content.size))
 
 
 def _name(image: ContainerImage, number: int) -> str:

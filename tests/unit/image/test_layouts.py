@@ -9,8 +9,9 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 from oci_layouts import INDEX, Layout, digest, directory, gzipped, layout, member, tar
 
-from enclavekit.eif import Arch
+from enclavekit.eif import Arch, Content
 from enclavekit.errors import SourceError
 from enclavekit.image import tar as tar_module
 from enclavekit.image.container import ContainerImage, read_layers
@@ -313,3 +314,44 @@ def test_what_is_no_layout(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"junk" * 1000)
     message = refusal(lambda: files_of(partial(archived, tmp_path / "x.tar"), tmp_path))
     assert message.startswith(f"{tmp_path}/x.tar: not a tar, or a broken one")
+
+
+def test_giving_up_does_not_wait_for_what_is_left(tmp_path: Path) -> None:
+    """Someone interrupts while layers are still coming: they stop at their next piece."""
+
+    class Interrupted(BaseException):
+        pass
+
+    started = threading.Event()
+    given_up: list[str] = []
+
+    class Slow:
+        size = 1 << 40
+
+        def chunks(self) -> Iterator[bytes]:
+            started.set()
+            try:
+                while True:
+                    yield bytes(1 << 16)
+            finally:
+                given_up.append("yes")
+
+    class Broken:
+        size = 5
+
+        def chunks(self) -> Iterator[bytes]:
+            yield b""
+            started.wait()
+            raise Interrupted
+
+    path = layout(tmp_path / "layout", *LAYERS)
+    with ExitStack() as files:
+        image = open_layout(path, None, None, files)
+        contents: list[Content] = [Broken(), Slow()]
+        blobs = [replace(one, content=content) for one, content in zip(image.layers, contents, strict=True)]
+        image = replace(image, layers=tuple(blobs))
+        cache = LayerCache(tmp_path / "cache")
+        with pytest.raises(Interrupted):
+            read_layers(image, cache, files, lambda name, done, size: None)
+    assert given_up == ["yes"]
+    assert not list((tmp_path / "cache/sha256").glob(".*"))
