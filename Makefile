@@ -33,9 +33,10 @@ fuzz: $(STAMP)
 soak: $(STAMP) runtime
 	$(PYTEST) tests/soak -m soak --timeout 3600
 
-bench: $(STAMP) runtime
+bench: $(STAMP) runtime programs
 	$(PYTHON) bench/measure.py
 	$(PYTHON) bench/eif.py
+	$(PYTHON) bench/image.py
 	$(PYTHON) bench/boot.py
 
 format: $(STAMP)
