@@ -63,7 +63,9 @@ def read_layers(image: ContainerImage, cache: LayerCache, files: ExitStack, repo
                 raise SourceError(f"{name}: given up")
             report(name, done, blob.content.size)
 
-        return cache.open(blob, name, tell)
+        file = cache.open(blob, name, tell)
+        report(name, blob.content.size, blob.content.size)
+        return file
 
     with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
         opening = [pool.submit(open_layer, number) for number in range(len(image.layers))]

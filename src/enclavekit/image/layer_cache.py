@@ -49,14 +49,14 @@ class LayerCache:
     def open(self, layer: LayerBlob, where: str, report: Callable[[int], None]) -> BinaryIO:
         """The layer's tar, open; unpacked from what is stored, if it is not there yet.
 
-        SourceError when either digest is another one, or the layer is a bomb. ``report`` is told of bytes read.
+        SourceError when either digest is another one, or the layer is a bomb. ``report`` is told of bytes read of what
+        is stored, and may raise to end it.
         """
-        diff_id, size = layer.diff_id, layer.content.size
+        diff_id = layer.diff_id
         place = self.directory / diff_id.algorithm / diff_id.hex
         try:
             found = self._usable(place, diff_id)
             if found:
-                report(size)
                 return found
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with locked(place.with_suffix(".lock")):
@@ -64,7 +64,6 @@ class LayerCache:
                 if not found:
                     self._make(place, layer, where, report)
                     found = place.open("rb")
-            report(size)
             return found
         except OSError as error:
             raise FileError.of(error, place, "write") from error
@@ -93,10 +92,15 @@ class LayerCache:
         except FileNotFoundError:
             return None
         hasher = hashlib.new(diff_id.algorithm)
-        while chunk := file.read(CHUNK_SIZE):
-            hasher.update(chunk)
+        try:
+            while chunk := file.read(CHUNK_SIZE):
+                hasher.update(chunk)
+        except BaseException:
+            file.close()
+            raise
         if hasher.hexdigest() == diff_id.hex:
-            os.utime(place)
+            with contextlib.suppress(OSError):  # taken away meanwhile; it is open
+                os.utime(place)
             return cast(BinaryIO, file)
         file.close()
         place.unlink(missing_ok=True)

@@ -458,7 +458,7 @@ MESSAGES = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(started=st.booleans(), messages=st.lists(MESSAGES, max_size=20))
 def test_any_conversation_ends_in_order_or_in_our_error(
     started: bool, messages: list[tuple[int, bytes, int, int]]
