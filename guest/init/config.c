@@ -16,9 +16,10 @@
 
 #define MAX_SIZE (1 << 20)
 #define MAX_ID (UINT32_MAX - 1) /* all ones means "no change" to the kernel */
+#define MAX_LAUNCH_NAME 64
 #define DEFAULT_PATH "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-enum key { VERSION, ARG, ENV, WORKDIR, UID, GID, GROUP, LOGS, STOPSIGNAL, KEYS };
+enum key { VERSION, ARG, ENV, WORKDIR, UID, GID, GROUP, LOGS, STOPSIGNAL, LAUNCH, KEYS };
 
 static const struct {
     const char *name;
@@ -33,6 +34,7 @@ static const struct {
     [GROUP] = {"group", true},
     [LOGS] = {"logs", false},
     [STOPSIGNAL] = {"stopsignal", false},
+    [LAUNCH] = {"launch", true},
 };
 
 /* Decimal, without sign, space or leading zero, at most `limit`. */
@@ -50,6 +52,29 @@ static bool number(const char *text, uint32_t limit, uint32_t *value)
     }
     *value = (uint32_t)sum;
     return true;
+}
+
+/* A file name of letters, digits, '_', '-' and '.', that begins with a letter or '_'. */
+static bool launch_name(const char *text)
+{
+    size_t length = strlen(text);
+    if (length == 0 || length > MAX_LAUNCH_NAME)
+        return false;
+    for (size_t i = 0; i < length; i++) {
+        char c = text[i];
+        bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+        if (!letter && (i == 0 || !((c >= '0' && c <= '9') || c == '-' || c == '.')))
+            return false;
+    }
+    return true;
+}
+
+static bool named_before(char **names, size_t count, const char *name)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!strcmp(names[i], name))
+            return true;
+    return false;
 }
 
 static enum key key_of(const char *record, const char *equals)
@@ -110,6 +135,13 @@ static const char *take(struct config *config, enum key key, char *value, size_t
             return "stopsignal is not a signal's number";
         config->stop_signal = (int)parsed;
         return NULL;
+    case LAUNCH:
+        config->launch[before] = value;
+        if (before >= MAX_LAUNCH_VALUES)
+            return "too many launch values";
+        if (named_before(config->launch, before, value))
+            return "launch names one value twice";
+        return launch_name(value) ? NULL : "launch is not a name";
     case KEYS:
         break;
     }
@@ -148,7 +180,8 @@ const char *config_parse(struct config *config, char *bytes, size_t size, size_t
     config->args = calloc(records + 1, sizeof *config->args);
     config->env = calloc(records + 2, sizeof *config->env); /* and a PATH */
     config->groups = calloc(records, sizeof *config->groups);
-    if (!config->args || !config->env || !config->groups)
+    config->launch = calloc(records + 1, sizeof *config->launch);
+    if (!config->args || !config->env || !config->groups || !config->launch)
         return "no memory for so many records";
 
     char *next = bytes;
@@ -160,6 +193,7 @@ const char *config_parse(struct config *config, char *bytes, size_t size, size_t
     if (!seen[ARG])
         return "no arg: nothing to run";
     config->group_count = seen[GROUP];
+    config->launch_count = seen[LAUNCH];
     if (!has_path(config))
         config->env[seen[ENV]] = DEFAULT_PATH;
     return NULL;

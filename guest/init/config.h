@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#define MAX_LAUNCH_VALUES 64
+
 /* What the image wants run, and how: docs/init.md. Strings point into the file's bytes. */
 struct config {
     char **args; /* NULL-terminated, at least one */
@@ -16,6 +18,8 @@ struct config {
     size_t group_count;
     bool logs; /* the application's output goes to the host */
     int stop_signal;
+    char **launch; /* NULL-terminated: names of the values that the host may give at launch */
+    size_t launch_count;
 };
 
 /* Read the records in `bytes`. Returns NULL, or what is wrong with the record of number `*record`, counted from 1. */

@@ -16,9 +16,11 @@ enum frame_type {
     FRAME_LOST = 0x05,   /* u64 bytes of output that were dropped */
     FRAME_ACK = 0x81,    /* empty: the host has the status */
     FRAME_STOP = 0x82,   /* u8 signal, u32 grace in ms */
+    FRAME_VALUE = 0x83,  /* u8 size of the name, name, value */
+    FRAME_START = 0x84,  /* empty: no more values */
 };
 
-enum hello_flag { HELLO_LOGS = 1 };
+enum hello_flag { HELLO_LOGS = 1, HELLO_WAITS = 2 };
 
 enum status_kind { STATUS_EXITED, STATUS_SIGNALLED, STATUS_FAILED };
 

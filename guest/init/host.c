@@ -6,9 +6,11 @@
 #include <errno.h>
 #include <linux/vm_sockets.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "launch.h"
 #include "vsock.h"
 
 bool host_accept(struct host *host, bool logs)
@@ -21,7 +23,7 @@ bool host_accept(struct host *host, bool logs)
     uint8_t hello[FRAME_HEADER + 2];
     put_header(hello, FRAME_HELLO, 2);
     hello[FRAME_HEADER] = PROTOCOL_VERSION;
-    hello[FRAME_HEADER + 1] = logs ? HELLO_LOGS : 0;
+    hello[FRAME_HEADER + 1] = (uint8_t)((logs ? HELLO_LOGS : 0) | (host->waiting ? HELLO_WAITS : 0));
     /* A host that has no room for seven bytes on a new connection will not read anything else. */
     if (peer.svm_family != AF_VSOCK || peer.svm_cid != PARENT_CID ||
         send(fd, hello, sizeof hello, MSG_DONTWAIT | MSG_NOSIGNAL) != sizeof hello) {
@@ -42,7 +44,7 @@ void host_close(struct host *host)
 }
 
 /* A whole frame. False if it breaks the protocol; one of a type from the future does not. */
-static bool obey(const uint8_t *payload, enum frame_type type, size_t size, struct orders *orders)
+static bool obey(struct host *host, uint8_t *payload, enum frame_type type, size_t size, struct orders *orders)
 {
     switch (type) {
     case FRAME_ACK:
@@ -55,6 +57,15 @@ static bool obey(const uint8_t *payload, enum frame_type type, size_t size, stru
         orders->stop_signal = payload[0];
         orders->grace_ms = get_u32(payload + 1);
         return true;
+    case FRAME_VALUE: /* a host that dials again gives them again; late ones change nothing */
+        if (!host->waiting)
+            return true;
+        bool taken = launch_take(host->waiting, payload, size);
+        explicit_bzero(payload, size);
+        return taken;
+    case FRAME_START:
+        orders->start = true;
+        return size == 0;
     default:
         return true;
     }
@@ -62,8 +73,7 @@ static bool obey(const uint8_t *payload, enum frame_type type, size_t size, stru
 
 static bool take(struct host *host, uint8_t byte, struct orders *orders)
 {
-    if (host->have < sizeof host->frame)
-        host->frame[host->have] = byte;
+    host->frame[host->have] = byte; /* there is room: a longer frame ends the connection below */
     if (++host->have < FRAME_HEADER)
         return true;
     size_t size = get_u32(host->frame + 1);
@@ -72,7 +82,7 @@ static bool take(struct host *host, uint8_t byte, struct orders *orders)
     if (host->have < FRAME_HEADER + size)
         return true;
     host->have = 0;
-    return obey(host->frame + FRAME_HEADER, host->frame[0], size, orders);
+    return obey(host, host->frame + FRAME_HEADER, host->frame[0], size, orders);
 }
 
 bool host_receive(struct host *host, struct orders *orders)

@@ -5,22 +5,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "config.h"
 #include "frame.h"
-
-#define MAX_COMMAND 16 /* more than any payload that init takes from the host */
 
 /* The control connection. The host is not trusted: what it sends is bounded, and it never makes init wait. */
 struct host {
     int listener;
     int connection; /* -1 while there is none */
-    size_t have;    /* bytes of the frame that is coming in; of a long one only the beginning is kept */
-    uint8_t frame[FRAME_HEADER + MAX_COMMAND];
+    size_t have;    /* bytes of the frame that is coming in */
+    const struct config *waiting; /* for launch values that it declares; NULL: they are over, or there are none */
+    uint8_t frame[FRAME_HEADER + MAX_PAYLOAD];
 };
 
 /* What the host wants. */
 struct orders {
     bool ack;
     bool stop;
+    bool start;
     uint8_t stop_signal; /* 0: the image's own */
     uint32_t grace_ms;
 };

@@ -9,6 +9,7 @@
  *   vsock.c        the heartbeat, and the port on which the host dials in
  *   config.c       the image's configuration
  *   application.c  from there to execve
+ *   launch.c       values that the host gives at launch
  *   supervise.c    the loop of the application's life and end
  *   host.c         one control connection: greeting it, reading from it
  *   output.c       the bounded buffer of what goes to the host */
@@ -27,6 +28,7 @@
 #include "application.h"
 #include "config.h"
 #include "init.h"
+#include "launch.h"
 #include "modules.h"
 #include "mounts.h"
 #include "supervise.h"
@@ -107,6 +109,10 @@ int main(void)
     open_console();
     set_up_network();
 
+    if (config.launch_count) {
+        launch_prepare();
+        supervise_launch(&supervisor, &config);
+    }
     supervisor.child = start_application(&config, supervisor.logs);
     supervise(&supervisor);
     end_machine();

@@ -21,6 +21,7 @@
 #define FULL_MS 5000       /* how long the application waits for a host that does not read */
 #define DRAIN_MS 1000      /* after its end: for its output to find room */
 #define END_MS 2000        /* after its end: for the host to take the output and the status */
+#define LAUNCH_MS 60000    /* for the host to dial and to give its launch values */
 #define STOP_GRACE_MS 10000 /* for a stop that comes as a signal to init */
 
 #define NEVER INT64_MAX
@@ -39,10 +40,12 @@ void supervise_begin(struct supervisor *supervisor)
     supervisor->host.listener = supervisor->host.connection = -1;
     supervisor->logs[0] = supervisor->logs[1] = -1;
     supervisor->kill_at = supervisor->full_at = supervisor->drain_at = supervisor->end_at = NEVER;
+    supervisor->launch_at = NEVER;
 }
 
 static void stop(struct supervisor *supervisor, int signal, uint32_t grace_ms)
 {
+    supervisor->stopped = true;
     if (!supervisor->child)
         return;
     kill(supervisor->child, signal ? signal : supervisor->stop_signal);
@@ -105,6 +108,7 @@ static void take_host(struct supervisor *supervisor)
         lose_host(supervisor);
     if (orders.stop)
         stop(supervisor, orders.stop_signal, orders.grace_ms);
+    supervisor->started |= orders.start;
     if (orders.ack && supervisor->status_put && !output_pending(&supervisor->output))
         supervisor->acknowledged = true;
 }
@@ -198,6 +202,8 @@ static bool wants_logs(struct supervisor *supervisor, int64_t now)
 static int wait_ms(const struct supervisor *supervisor, int64_t now, bool reading)
 {
     int64_t next = supervisor->kill_at < supervisor->end_at ? supervisor->kill_at : supervisor->end_at;
+    if (supervisor->launch_at < next)
+        next = supervisor->launch_at;
     if (!supervisor->status_put && supervisor->drain_at < next)
         next = supervisor->drain_at;
     if (!reading && supervisor->full_at + FULL_MS < next)
@@ -241,6 +247,21 @@ static void turn(struct supervisor *supervisor)
         greet_host(supervisor);
     if (watched[0].revents)
         take_signals(supervisor);
+}
+
+void supervise_launch(struct supervisor *supervisor, const struct config *config)
+{
+    supervisor->host.waiting = config;
+    supervisor->launch_at = now_ms() + LAUNCH_MS;
+    while (!supervisor->started && !supervisor->stopped && now_ms() < supervisor->launch_at)
+        turn(supervisor);
+    bool late = !supervisor->started && !supervisor->stopped;
+    supervisor->launch_at = NEVER;
+    supervisor->host.waiting = NULL;
+    if (supervisor->stopped)
+        fail(0, "stopped before the program was started");
+    if (late)
+        fail(0, "the host gave no launch values within %d s", LAUNCH_MS / 1000);
 }
 
 void supervise(struct supervisor *supervisor)

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "config.h"
 #include "host.h"
 #include "output.h"
 
@@ -17,9 +18,12 @@ struct supervisor {
     int signals;       /* a signalfd */
     int logs[2];       /* the application's stdout and stderr, or -1 */
     bool gives_logs;   /* as the image's configuration says */
+    bool started;      /* the host has given all its launch values */
+    bool stopped;      /* before there was anything to stop */
     pid_t child;       /* the application's first process; 0 before it starts and after it ended */
     int stop_signal;   /* what the image wants to be stopped with */
     int64_t kill_at;   /* the end of a stop's grace */
+    int64_t launch_at; /* the end of waiting for launch values */
     int64_t full_at;   /* since when the output has no room */
     uint64_t lost;     /* bytes of output dropped and not yet told */
     int64_t drain_at;  /* once the application ended: the end of waiting for its output */
@@ -32,6 +36,9 @@ struct supervisor {
 
 /* Block every signal; those that matter come by a file descriptor from now on. Nothing else is there yet. */
 void supervise_begin(struct supervisor *supervisor);
+
+/* Wait until the host has given the values that the image declares; if it does not, that is the end. */
+void supervise_launch(struct supervisor *supervisor, const struct config *config);
 
 /* Serve the host and the application until its end, and until the host has the status or its time is over. */
 void supervise(struct supervisor *supervisor);

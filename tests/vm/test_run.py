@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
@@ -69,6 +70,30 @@ def test_cpus_memory_and_kernel_command_line(enclave: Enclave, rootfs: Path, cpu
     assert int(count) == cpus
     assert 400 << 10 < int(memory) <= 512 << 10
     assert cmdline.startswith("reboot=k panic=1 pci=off console=ttyS0 quiet ")
+
+
+def test_values_that_differ_from_launch_to_launch(enclave: Enclave, rootfs: Path, tmp_path: Path) -> None:
+    image, secret = tmp_path / "a.eif", tmp_path / "secret"
+    secret.write_bytes(bytes(range(256)) * 200)
+    declared = [word for name in ("NAME", "tls.key", "NONE") for word in ("--launch-value", name)]
+    script = "cd /run/enclave; stat -c '%n %s %a %U' *; cat NAME; sha256sum < tls.key; touch x; [ -f NONE ] || echo no"
+    built = enclave(
+        "build", source(rootfs), "-o", image, "--logs", "--user", "app", *declared, "--", "sh", "-c", script
+    )
+    assert built.returncode == 0, built.stderr
+    done = enclave("run", image, "--set", "NAME=one\n", "--secret-file", f"tls.key={secret}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "NAME 4 400 app",
+        "tls.key 51200 400 app",
+        "one",
+        f"{hashlib.sha256(secret.read_bytes()).hexdigest()}  -",
+        "touch: x: Permission denied",
+        "no",
+    ]
+    refused = enclave("run", image, "--set", "NAM=x")
+    assert refused.returncode == 125
+    assert refused.stderr.startswith("enclave: launch value 'NAM': not one that the image declares (NAME, tls.key")
 
 
 def test_the_images_configuration(enclave: Enclave, rootfs: Path) -> None:

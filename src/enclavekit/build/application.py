@@ -20,7 +20,10 @@ from enclavekit.image.users import User, find_user
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What the builder says; None and nothing leave it to the image. ``stop_signal`` is a name or a number."""
+    """What the builder says; None and nothing leave it to the image. ``stop_signal`` is a name or a number.
+
+    ``launch`` names the values that may be given at each launch.
+    """
 
     command: Sequence[str] = ()
     entrypoint: Sequence[str] | None = None
@@ -29,6 +32,7 @@ class Application:
     user: str | None = None
     stop_signal: str | None = None
     logs: bool = False
+    launch: Sequence[str] = ()
 
 
 def init_config(application: Application, image: ImageConfig | None, tree: Tree) -> InitConfig:
@@ -59,6 +63,7 @@ def init_config(application: Application, image: ImageConfig | None, tree: Tree)
             groups=user.groups,
             logs=application.logs,
             stop_signal=signal_number(stop_signal),
+            launch=tuple(text_bytes(name) for name in application.launch),
         )
     except FormatError as error:
         raise BuildError(error.message) from error

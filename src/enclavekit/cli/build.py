@@ -64,6 +64,7 @@ def build_options(
             user=words["user"],
             stop_signal=words["stop_signal"],
             logs=words["logs"],
+            launch=words["launch_value"],
         ),
         access=access(report),
         cmdline=words["cmdline"],

@@ -57,6 +57,13 @@ def image_options(command: Command) -> Command:
             click.option("--user", metavar="USER[:GROUP]", help="Name or number; the container image's, or root."),
             click.option("--stop-signal", metavar="NAME", help="What asks the application to end; SIGTERM by default."),
             click.option("--logs", is_flag=True, help="The image gives the application's output to the host."),
+            click.option(
+                "--launch-value",
+                "launch_value",
+                multiple=True,
+                metavar="NAME",
+                help="`run --set` may give it at each launch; repeatable.",
+            ),
             click.option("--cmdline", metavar="TEXT", help="Kernel command line, instead of the default."),
             click.option("--keep-owners", is_flag=True, help="dir: keep owners instead of 0:0."),
         ]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from enclavekit.build.application import text_bytes
 from enclavekit.build.image import build as build_image
 from enclavekit.build.source import is_source
 from enclavekit.cli.build import build_options
@@ -26,10 +27,11 @@ from enclavekit.cli.environment import qemu_environment, runtime_directory, sear
 from enclavekit.cli.options import image_options, kernel_options, output_options, parse_size
 from enclavekit.cli.output import Exit, Output
 from enclavekit.cli.runtime import runtime_root
+from enclavekit.codec.init_frames import MAX_PAYLOAD
 from enclavekit.enclave.run import Running, RunOptions
 from enclavekit.enclave.run import run as run_image
 from enclavekit.enclave.supervisor import Outcome, Streams
-from enclavekit.errors import UsageError
+from enclavekit.errors import FileError, UsageError
 from enclavekit.hypervisor.accel import Accel, choose
 from enclavekit.hypervisor.contract import Mode
 from enclavekit.hypervisor.qemu import QemuCarrier
@@ -41,7 +43,7 @@ LONGEST_TIMEOUT_S = 10 * 365 * 86400.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GIVEN_TO_BUILD = (
-    *("env", "entrypoint", "workdir", "user", "stop_signal"),
+    *("env", "entrypoint", "workdir", "user", "stop_signal", "launch_value"),
     *("logs", "cmdline", "keep_owners", "kernel", "modules"),
 )
 
@@ -62,6 +64,10 @@ GIVEN_TO_BUILD = (
     default="auto",
     help="KVM, or emulation by TCG.",
 )
+@click.option(
+    "--set", "given", multiple=True, metavar="NAME=VALUE", help="A value that the image declares; repeatable."
+)
+@click.option("--secret-file", "secrets", multiple=True, metavar="NAME=PATH", help="The same, read from a file.")
 @click.option("--qemu", envvar="ENCLAVEKIT_QEMU", metavar="PROGRAM", help="Instead of the runtime's.")
 @kernel_options
 @image_options
@@ -75,6 +81,8 @@ def run(
     debug: bool,
     timeout: float | None,
     accel: str,
+    given: tuple[str, ...],
+    secrets: tuple[str, ...],
     qemu: str | None,
     output: Output,
     **words: Any,
@@ -94,6 +102,7 @@ def run(
         cid=cid,
         mode=Mode.DEBUG if debug else Mode.PRODUCTION,
         timeout_s=timeout,
+        values=_values(given, secrets),
     )
     _allow_many_files()
     started: list[Running] = []
@@ -136,6 +145,34 @@ def run(
             }
         )
     return code
+
+
+def _values(given: tuple[str, ...], secrets: tuple[str, ...]) -> dict[bytes, bytes]:
+    """Launch values, as --set and --secret-file have them."""
+    values: dict[bytes, bytes] = {}
+    for option, items in (("--set", given), ("--secret-file", secrets)):
+        for item in items:
+            name, equals, value = item.partition("=")
+            # The value itself may be a secret: it is not repeated.
+            if not equals or not name:
+                expected = "NAME=VALUE" if option == "--set" else "NAME=PATH"
+                raise UsageError(f"{option} {name[:64]!r}: expected {expected}")
+            if text_bytes(name) in values:
+                raise UsageError(f"{option} {name}: given twice")
+            if option == "--set":
+                values[text_bytes(name)] = text_bytes(value)
+            else:
+                values[text_bytes(name)] = _secret(value)
+    return values
+
+
+def _secret(path: str) -> bytes:
+    """From a file, or from a pipe as shells make them: <(...)."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(MAX_PAYLOAD + 1)
+    except OSError as error:
+        raise FileError.of(error, path, "read") from error
 
 
 def _allow_many_files() -> None:

@@ -7,6 +7,7 @@ any byte but NUL. ``version`` stands first; encoding keeps one order, so equal c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,12 +20,19 @@ MAX_ID = 0xFFFFFFFE
 DEFAULT_STOP_SIGNAL = 15
 MAX_SIGNAL = 64
 
+MAX_LAUNCH_VALUES = 64
+LAUNCH_NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+"""A value's that is given at launch; it becomes a file's."""
+
 _SINGLE_KEYS = (b"version", b"workdir", b"uid", b"gid", b"logs", b"stopsignal")
 
 
 @dataclass(frozen=True, slots=True)
 class InitConfig:
-    """What init runs, and as whom. Making one checks it: FormatError when a value cannot be carried."""
+    """What init runs, and as whom. Making one checks it: FormatError when a value cannot be carried.
+
+    ``launch`` names the values that the host may give at launch, which are not measured.
+    """
 
     arguments: tuple[bytes, ...]
     environment: tuple[bytes, ...] = ()
@@ -34,6 +42,7 @@ class InitConfig:
     groups: tuple[int, ...] = ()
     logs: bool = False
     stop_signal: int = DEFAULT_STOP_SIGNAL
+    launch: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.arguments or not self.arguments[0]:
@@ -52,8 +61,22 @@ class InitConfig:
                 raise FormatError(f"init configuration: user or group {number}, expected 0 to {MAX_ID}")
         if not 1 <= self.stop_signal <= MAX_SIGNAL:
             raise FormatError(f"init configuration: stop signal {self.stop_signal}, expected 1 to {MAX_SIGNAL}")
+        self._check_launch()
         if len(self.encode()) > MAX_SIZE:
             raise FormatError(f"init configuration: {len(self.encode())} bytes, expected at most {MAX_SIZE}")
+
+    def _check_launch(self) -> None:
+        if len(self.launch) > MAX_LAUNCH_VALUES:
+            raise FormatError(
+                f"init configuration: {len(self.launch)} launch values, expected at most {MAX_LAUNCH_VALUES}"
+            )
+        for name in self.launch:
+            if not LAUNCH_NAME.fullmatch(name):
+                raise FormatError(
+                    f"init configuration: launch value {_text(name)}, expected a name of letters, digits, _, - and ."
+                )
+            if self.launch.count(name) > 1:
+                raise FormatError(f"init configuration: launch value {_text(name)} twice, expected once")
 
     def encode(self) -> bytes:
         """The records."""
@@ -66,6 +89,7 @@ class InitConfig:
             records.append(b"logs=1")
         if self.stop_signal != DEFAULT_STOP_SIGNAL:
             records.append(b"stopsignal=%d" % self.stop_signal)
+        records += [b"launch=" + name for name in self.launch]
         return b"".join(record + b"\0" for record in records)
 
     @classmethod
@@ -75,7 +99,7 @@ class InitConfig:
             raise FormatError(f"init configuration: {len(data)} bytes, expected at most {MAX_SIZE}")
         if not data.endswith(b"\0"):
             raise TruncatedError("init configuration: the last record has no NUL at its end")
-        lists: dict[bytes, list[bytes]] = {b"arg": [], b"env": [], b"group": []}
+        lists: dict[bytes, list[bytes]] = {b"arg": [], b"env": [], b"group": [], b"launch": []}
         single: dict[bytes, bytes] = {}
         for index, record in enumerate(data[:-1].split(b"\0")):
             key, equals, value = record.partition(b"=")
@@ -106,6 +130,7 @@ class InitConfig:
             groups=tuple(_number(group) for group in lists[b"group"]),
             logs=b"logs" in single,
             stop_signal=_number(single.get(b"stopsignal", b"%d" % DEFAULT_STOP_SIGNAL)),
+            launch=tuple(lists[b"launch"]),
         )
 
 

@@ -20,7 +20,8 @@ MAX_PAYLOAD = 1 << 16
 MAX_MESSAGE = 1024
 MAX_SIGNAL = 64
 HELLO_LOGS = 1
-"""A flag; unknown ones are ignored."""
+HELLO_WAITS = 2
+"""Flags; unknown ones are ignored."""
 
 HEADER = Struct(
     ">"  #  big-endian, no padding
@@ -37,6 +38,10 @@ STATUS = Struct(
     "B"  # 0x0 kind
     "B"  # 0x1 exit code or signal number, 0 for a failure
     #      0x2 a failure's message, UTF-8
+)
+VALUE = Struct(
+    ">B"  # 0x0 size of the name
+    #       0x1 name, and the value in what is left
 )
 LOST = Struct(
     ">Q"  # 0x0 bytes
@@ -58,6 +63,8 @@ class FrameType(IntEnum):
     LOST = 0x05
     ACK = 0x81
     STOP = 0x82
+    VALUE = 0x83
+    START = 0x84
 
 
 class StatusKind(IntEnum):
@@ -75,6 +82,8 @@ class Hello:
     version: int = PROTOCOL_VERSION
     logs: bool = False
     """Whether the image gives the application's output to the host."""
+    waits: bool = False
+    """For ``Value`` and ``Start``: the image declares launch values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +129,28 @@ class Stop:
     grace_ms: int = 0
 
 
-Frame = Hello | Status | Stdout | Stderr | Lost | Ack | Stop
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value that the image declares, given at launch; together at most 65535 bytes."""
+
+    name: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """There are no more values: the application may start."""
+
+
+Frame = Hello | Status | Stdout | Stderr | Lost | Ack | Stop | Value | Start
 
 
 def encode(frame: Frame) -> bytes:
     """Header and payload."""
     match frame:
-        case Hello(version, logs):
-            kind, payload = FrameType.HELLO, HELLO.pack(version, HELLO_LOGS if logs else 0)
+        case Hello(version, logs, waits):
+            flags = (HELLO_LOGS if logs else 0) | (HELLO_WAITS if waits else 0)
+            kind, payload = FrameType.HELLO, HELLO.pack(version, flags)
         case Status(status, value, message):
             kind, payload = FrameType.STATUS, STATUS.pack(status, value) + message.encode()
         case Stdout(data):
@@ -140,6 +163,10 @@ def encode(frame: Frame) -> bytes:
             kind, payload = FrameType.ACK, b""
         case Stop(signal, grace_ms):
             kind, payload = FrameType.STOP, STOP.pack(signal, grace_ms)
+        case Value(name, value):
+            kind, payload = FrameType.VALUE, VALUE.pack(len(name)) + name + value
+        case Start():
+            kind, payload = FrameType.START, b""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"payload of {len(payload)} bytes, expected at most {MAX_PAYLOAD}")
     return HEADER.pack(kind, len(payload)) + payload
@@ -186,6 +213,11 @@ def _decode(kind: int, payload: bytes) -> Frame | None:  # noqa: PLR0911 - one a
         case FrameType.ACK:
             _need_exactly(kind, payload, 0)
             return Ack()
+        case FrameType.START:
+            _need_exactly(kind, payload, 0)
+            return Start()
+        case FrameType.VALUE:
+            return _value(payload)
         case FrameType.STOP:
             _need_exactly(kind, payload, STOP.size)
             signal, grace_ms = STOP.unpack(payload)
@@ -200,7 +232,14 @@ def _hello(payload: bytes) -> Hello:
     version, flags = HELLO.unpack(payload)
     if version != PROTOCOL_VERSION:
         raise ProtocolError(f"hello frame: protocol version {version}, expected {PROTOCOL_VERSION}")
-    return Hello(version, bool(flags & HELLO_LOGS))
+    return Hello(version, bool(flags & HELLO_LOGS), bool(flags & HELLO_WAITS))
+
+
+def _value(payload: bytes) -> Value:
+    size = payload[0] if payload else 0
+    if len(payload) < VALUE.size + size:
+        raise ProtocolError(f"value frame: {len(payload)} bytes, expected at least {VALUE.size + size}")
+    return Value(payload[1 : 1 + size], payload[1 + size :])
 
 
 def _status(payload: bytes) -> Status:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +13,7 @@ from enclavekit import eif
 from enclavekit.codec.bzimage import READ_SIZE, BzImage
 from enclavekit.eif import Arch
 from enclavekit.enclave.directory import claim
+from enclavekit.enclave.launch_values import check_values
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import LaunchError
 from enclavekit.hypervisor.contract import LaunchSpec, Mode
@@ -25,7 +26,7 @@ from enclavekit.platform.placement import choose_memory, needed_memory
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to run an image; ``memory`` in bytes, None for a size that suits it."""
+    """How to run an image; ``memory`` in bytes, None for a size that suits it. ``values`` are its launch values."""
 
     runtime_directory: Path
     memory: int | None = None
@@ -33,6 +34,7 @@ class RunOptions:
     cid: int | None = None
     mode: Mode = Mode.PRODUCTION
     timeout_s: float | None = None
+    values: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def run(
     if not 1 <= options.cpus <= MAX_CPUS:
         raise LaunchError(f"CPUs: got {options.cpus}, expected 1 to {MAX_CPUS}")
     planned = plan(file, options.memory, datetime.now(UTC))
+    check_values(file, planned.image, options.values)
     directory = claim(options.runtime_directory, options.cid)
     try:
         spec = LaunchSpec(
@@ -101,7 +104,7 @@ def run(
         enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid)
         try:
             directory.write_state(state="running", memory=planned.memory, cpus=options.cpus)
-            supervisor = Supervisor(enclave, streams, timeout_s=options.timeout_s)
+            supervisor = Supervisor(enclave, streams, timeout_s=options.timeout_s, values=options.values)
             on_started(Running(directory.enclave_id, directory.cid, planned.memory, supervisor.request_stop))
             return supervisor.wait()
         finally:

@@ -13,7 +13,7 @@ import re
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from enclavekit.codec import init_frames
@@ -90,7 +90,16 @@ class Streams:
 class Supervisor:
     """Watches one launched enclave to its end. Not thread-safe, but for ``request_stop``."""
 
-    def __init__(self, enclave: Enclave, streams: Streams, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        enclave: Enclave,
+        streams: Streams,
+        *,
+        timeout_s: float | None = None,
+        values: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        self._values = values or {}
+        self._values_given = False
         self._enclave = enclave
         self._streams = streams
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -234,7 +243,9 @@ class Supervisor:
 
     def _take(self, frame: init_frames.Frame) -> None:
         match frame:
-            case init_frames.Hello(logs=logs):
+            case init_frames.Hello(logs=logs, waits=waits):
+                if waits and not self._values_given:
+                    self._give_values()
                 self._running(logs=logs)
             case init_frames.Stdout(data=data) | init_frames.Stderr(data=data):
                 self._streams.output(data)
@@ -248,6 +259,17 @@ class Supervisor:
                     self._streams.on_lost(count)
             case _:
                 pass
+
+    def _give_values(self) -> None:
+        """Init starts the application when it has them."""
+        self._values_given = True
+        if self._control is not None:
+            self._control.settimeout(CONNECT_TIMEOUT_S)
+            with contextlib.suppress(OSError):
+                for name, value in self._values.items():
+                    self._control.sendall(init_frames.encode(init_frames.Value(name, value)))
+                self._control.sendall(init_frames.encode(init_frames.Start()))
+            self._control.setblocking(False)
 
     def _send(self, frame: init_frames.Frame) -> None:
         if self._control is not None:
@@ -292,6 +314,8 @@ class Supervisor:
             case init_frames.StatusKind.SIGNALLED:
                 return Outcome(signal=self._status.value)
             case init_frames.StatusKind.FAILED:
+                if self._stop_requests:
+                    return Outcome(stopped=True)
                 raise GuestError(f"init: {self._status.message}")
 
     def _clue(self) -> str | None:

@@ -23,10 +23,11 @@ def test_the_bytes_of_all_keys() -> None:
         groups=(5, 6),
         logs=True,
         stop_signal=2,
+        launch=(b"KEY", b"tls.pem"),
     )
     assert config.encode() == (
         b"version=1\0arg=/bin/app\0arg=\0arg=two\nlines\0env=A=b\0env=EMPTY=\0workdir=/srv\0uid=1000\0gid=100\0"
-        b"group=5\0group=6\0logs=1\0stopsignal=2\0"
+        b"group=5\0group=6\0logs=1\0stopsignal=2\0launch=KEY\0launch=tls.pem\0"
     )
     assert InitConfig.decode(config.encode()) == config
 
@@ -49,6 +50,24 @@ def test_the_bytes_of_the_defaults() -> None:
         ({"uid": -1}, "init configuration: user or group -1, expected 0 to 4294967294"),
         ({"groups": (1 << 32,)}, "init configuration: user or group 4294967296, expected 0 to 4294967294"),
         ({"stop_signal": 0}, "init configuration: stop signal 0, expected 1 to 64"),
+        (
+            {"launch": tuple(b"v%d" % number for number in range(65))},
+            "init configuration: 65 launch values, expected at most 64",
+        ),
+        ({"launch": (b"a", b"a")}, "init configuration: launch value 'a' twice, expected once"),
+        *(
+            (
+                {"launch": (name,)},
+                f"init configuration: launch value {shown}, expected a name of letters, digits, _, - and .",
+            )
+            for name, shown in [
+                (b"", "''"),
+                (b"../a", "'../a'"),
+                (b".", "'.'"),
+                (b"1", "'1'"),
+                (b"a" * 65, repr("a" * 64)),
+            ]
+        ),
         ({"arguments": (b"a" * (1 << 20),)}, "init configuration: 1048613 bytes, expected at most 1048576"),
     ],
 )
@@ -99,6 +118,7 @@ ids = st.integers(0, 0xFFFFFFFE)
         groups=st.lists(ids).map(tuple),
         logs=st.booleans(),
         stop_signal=st.integers(1, 64),
+        launch=st.lists(st.from_regex(rb"[a-z_][a-z0-9.-]{0,8}", fullmatch=True), unique=True).map(tuple),
     )
 )
 def test_round_trip(config: InitConfig) -> None:

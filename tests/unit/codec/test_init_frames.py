@@ -18,11 +18,13 @@ from enclavekit.codec.init_frames import (
     FrameType,
     Hello,
     Lost,
+    Start,
     Status,
     StatusKind,
     Stderr,
     Stdout,
     Stop,
+    Value,
     encode,
 )
 from enclavekit.errors import ProtocolError
@@ -40,11 +42,15 @@ KNOWN: list[tuple[Frame, str]] = [
     (Ack(), "81 00000000"),
     (Stop(0, 5000), "82 00000005 00 00001388"),
     (Stop(10, 0), "82 00000005 0a 00000000"),
+    (Hello(waits=True), "01 00000002 01 02"),
+    (Value(b"KEY", b"v\n"), "83 00000006 03 4b4559 760a"),
+    (Value(b"a", b""), "83 00000002 01 61"),
+    (Start(), "84 00000000"),
 ]
 
 PRINTABLE = st.text(max_size=MAX_MESSAGE // 4).filter(str.isprintable)
 FRAMES = st.one_of(
-    st.builds(Hello, st.just(1), st.booleans()),
+    st.builds(Hello, st.just(1), st.booleans(), st.booleans()),
     st.builds(Status, st.just(StatusKind.EXITED), st.integers(0, 255)),
     st.builds(Status, st.just(StatusKind.SIGNALLED), st.integers(1, 64)),
     st.builds(Status, st.just(StatusKind.FAILED), st.just(0), PRINTABLE),
@@ -53,6 +59,8 @@ FRAMES = st.one_of(
     st.builds(Lost, st.integers(0, 2**64 - 1)),
     st.just(Ack()),
     st.builds(Stop, st.integers(0, 64), st.integers(0, 2**32 - 1)),
+    st.builds(Value, st.binary(max_size=255), st.binary(max_size=300)),
+    st.just(Start()),
 )
 
 
@@ -82,14 +90,14 @@ def test_the_longest_payload() -> None:
         encode(Stdout(bytes(MAX_PAYLOAD + 1)))
 
 
-@pytest.mark.parametrize("kind", [0x00, 0x06, 0x7F, 0x80, 0x83, 0xFF])
+@pytest.mark.parametrize("kind", [0x00, 0x06, 0x7F, 0x80, 0x85, 0xFF])
 def test_unknown_types_are_skipped(kind: int) -> None:
     unknown = bytes([kind]) + (3).to_bytes(4, "big") + b"new"
     assert decode(unknown + encode(Ack())) == [Ack()]
 
 
 def test_unknown_hello_flags_are_ignored() -> None:
-    assert decode(bytes.fromhex("01 00000002 01 fe")) == [Hello(logs=False)]
+    assert decode(bytes.fromhex("01 00000002 01 fc")) == [Hello(logs=False)]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +116,9 @@ def test_unknown_hello_flags_are_ignored() -> None:
         ("05 00000007 00000000000000", "control frame 0x05: 7 bytes, expected 8"),
         ("81 00000001 00", "control frame 0x81: 1 bytes, expected 0"),
         ("82 00000004 00000000", "control frame 0x82: 4 bytes, expected 5"),
+        ("83 00000000", "value frame: 0 bytes, expected at least 1"),
+        ("83 00000003 03 4b45", "value frame: 3 bytes, expected at least 4"),
+        ("84 00000001 00", "control frame 0x84: 1 bytes, expected 0"),
         ("82 00000005 41 00000000", "stop frame: signal 65, expected 0 to 64"),
     ],
 )

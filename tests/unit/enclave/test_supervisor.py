@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,11 +17,13 @@ from enclavekit.codec.init_frames import (
     Frame,
     Hello,
     Lost,
+    Start,
     Status,
     StatusKind,
     Stderr,
     Stdout,
     Stop,
+    Value,
     encode,
 )
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
@@ -86,9 +88,27 @@ def acknowledged(enclave: FakeEnclave) -> None:
     enclave.end()
 
 
-def supervise(enclave: FakeEnclave, output: list[bytes] | None = None, **options: float) -> Supervisor:
+def supervise(enclave: FakeEnclave, output: list[bytes] | None = None, **options: Any) -> Supervisor:
     seen = [] if output is None else output
     return Supervisor(cast(Enclave, enclave), Streams(seen.append), **options)
+
+
+def test_values_are_given_once_to_an_init_that_waits(enclave: FakeEnclave) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    hello = encode(Hello(waits=True))
+    enclave.init.sendall(hello + hello + encode(Status(StatusKind.EXITED, 0)))
+    enclave.end()
+    assert supervise(enclave, values={b"A": b"1", b"B": b""}).wait() == Outcome(exit_code=0)
+    said = Decoder().feed(enclave.init.recv(1 << 16))
+    assert list(said) == [Value(b"A", b"1"), Value(b"B", b""), Start(), Ack()]
+
+
+def test_an_init_that_waits_for_values_of_which_there_are_none_may_start(enclave: FakeEnclave) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    enclave.init.sendall(encode(Hello(waits=True)) + encode(Status(StatusKind.EXITED, 0)))
+    enclave.end()
+    assert supervise(enclave).wait() == Outcome(exit_code=0)
+    assert list(Decoder().feed(enclave.init.recv(1 << 16))) == [Start(), Ack()]
 
 
 def test_status_and_output(enclave: FakeEnclave) -> None:

@@ -69,14 +69,21 @@ def test_frames_are_the_hosts() -> None:
     assert {
         name: ours[f"FRAME_{name}"] for name in init_frames.FrameType.__members__
     } == init_frames.FrameType.__members__
-    assert {name: ours[name] for name in ("PROTOCOL_VERSION", "FRAME_HEADER", "MAX_PAYLOAD", "HELLO_LOGS")} == {
+    assert {
+        name: ours[name] for name in ("PROTOCOL_VERSION", "FRAME_HEADER", "MAX_PAYLOAD", "HELLO_LOGS", "HELLO_WAITS")
+    } == {
         "PROTOCOL_VERSION": init_frames.PROTOCOL_VERSION,
         "FRAME_HEADER": init_frames.HEADER.size,
         "MAX_PAYLOAD": init_frames.MAX_PAYLOAD,
         "HELLO_LOGS": init_frames.HELLO_LOGS,
+        "HELLO_WAITS": init_frames.HELLO_WAITS,
     }
     assert constants("supervise.h")["MAX_MESSAGE"] <= init_frames.MAX_MESSAGE
 
 
 def test_limits_are_the_builders() -> None:
     assert constants("config.c")["MAX_SIZE"] == init_config.MAX_SIZE
+    assert constants("config.h")["MAX_LAUNCH_VALUES"] == init_config.MAX_LAUNCH_VALUES
+    longest = constants("config.c")["MAX_LAUNCH_NAME"]
+    assert init_config.LAUNCH_NAME.fullmatch(b"a" * longest)
+    assert not init_config.LAUNCH_NAME.fullmatch(b"a" * (longest + 1))
