@@ -25,9 +25,9 @@ from pathlib import Path
 from struct import pack
 
 from enclavekit import eif
-from enclavekit.cli.environment import data_directory, qemu_environment
 from enclavekit.eif import Arch, BytesContent, FileContent, Section, SectionType
 from enclavekit.eif.layout import HEADER_SIZE, SECTION_HEADER_SIZE
+from enclavekit.environment import data_directory, qemu_environment
 from enclavekit.hypervisor.contract import MemoryRegion
 from enclavekit.hypervisor.launch import write_image
 from enclavekit.image.boot import boot_ramdisk

@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from enclavekit.cli.environment import data_directory
+from enclavekit.environment import data_directory
 from enclavekit.runtime import find_kernel
 
 MIB = 1 << 20

@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from enclavekit.cli.environment import data_directory
+from enclavekit.environment import data_directory
 from enclavekit.errors import Error
 from enclavekit.runtime.install import Runtime
 

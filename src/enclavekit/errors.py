@@ -89,10 +89,28 @@ class SourceError(Error):
     code = "source"
 
 
+class NoImageError(SourceError):
+    """A docker daemon has no image of that name."""
+
+    code = "no-image"
+
+
 class BuildError(Error):
     """An image cannot be made of these inputs."""
 
     code = "build"
+
+
+class ProjectError(FormatError):
+    """An ``enclave.toml`` that is none, or has what no option is for."""
+
+    code = "project"
+
+
+class LockedError(BuildError):
+    """``enclave.lock`` locks something else than what is here."""
+
+    code = "locked"
 
 
 class LaunchError(Error):
@@ -171,6 +189,12 @@ class NoQemuError(MissingError):
     """No usable QEMU."""
 
     code = "no-qemu"
+
+
+class NoDockerError(MissingError):
+    """No docker daemon answers."""
+
+    code = "no-docker"
 
 
 class NoKernelError(MissingError):

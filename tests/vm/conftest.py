@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from enclavekit.cli.environment import data_directory
+from enclavekit.environment import data_directory
 from enclavekit.runtime import Runtime
 
 HERE = Path(__file__).parent

@@ -12,8 +12,8 @@ from struct import pack_into
 
 import pytest
 
-from enclavekit.cli.environment import data_directory
 from enclavekit.eif import Discovery
+from enclavekit.environment import data_directory
 from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.contract import Enclave, ImageKind, LaunchSpec, Mode
 from enclavekit.hypervisor.launch import launch, write_image

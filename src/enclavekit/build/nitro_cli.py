@@ -45,7 +45,11 @@ class Blobs:
 
     def first_ramdisk(self) -> LinuxkitRamdisk:
         """With its init and its NSM driver."""
-        return bootstrap_ramdisk(BytesContent(self._read("init")), BytesContent(self._read("nsm.ko")))
+        return bootstrap_ramdisk(*(BytesContent(data) for data in self.programs().values()))
+
+    def programs(self) -> dict[str, bytes]:
+        """Its init, and its NSM driver, by what a lock calls them."""
+        return {"init": self._read("init"), "module nsm": self._read("nsm.ko")}
 
     def _read(self, name: str) -> bytes:
         path = self.directory / name

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed has it not
 
-from enclavekit.eif import Arch
+from enclavekit.eif import Arch, Lock
+from enclavekit.eif.lock import IMAGE
 from enclavekit.errors import UsageError
 from enclavekit.image.container import ContainerImage, Report
+from enclavekit.image.docker_daemon import open_daemon
 from enclavekit.image.layer_cache import LayerCache
 from enclavekit.image.layouts import open_archive, open_docker_archive, open_layout
+from enclavekit.image.oci import Digest
 from enclavekit.image.reference import Reference
 from enclavekit.image.registry import Registry
 from enclavekit.image.registry_auth import DockerConfig
@@ -26,6 +29,7 @@ KINDS = {
     "oci": "DIRECTORY[:TAG]",
     "oci-archive": "FILE[:TAG]",
     "docker-archive": "FILE[:NAME:TAG]",
+    "docker-daemon": "NAME[:TAG]",
     "docker": "//[REGISTRY/]NAME[:TAG][@DIGEST]",
 }
 
@@ -41,6 +45,7 @@ class Access:
     cache: LayerCache
     report: Report = lambda name, done, size: None
     docker_config: DockerConfig = field(default_factory=DockerConfig)
+    docker_sockets: Sequence[Path] = ()
     proxies: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -50,8 +55,13 @@ def is_source(text: str) -> bool:
     return bool(colon) and kind in KINDS
 
 
-def open_source(text: str, *, arch: Arch, keep_owners: bool, scratch: Path, access: Access) -> Source:
-    """The tree of a source; of container images, the one for this architecture. UsageError for words that name none."""
+def open_source(
+    text: str, *, arch: Arch, keep_owners: bool, scratch: Path, access: Access, locked: Lock | None = None
+) -> Source:
+    """The tree of a source; of container images, the one for this architecture. UsageError for words that name none.
+
+    From a registry comes what is locked, whatever the tag means today.
+    """
     kind, colon, rest = text.partition(":")
     if not colon or not rest or kind not in KINDS:
         known = ", ".join(f"{name}:{what}" for name, what in KINDS.items())
@@ -64,11 +74,20 @@ def open_source(text: str, *, arch: Arch, keep_owners: bool, scratch: Path, acce
         return open_tar(Path(rest), scratch=scratch)
     if kind == "docker":
         reference = Reference.parse(rest)
+        pinned = locked.find(IMAGE) if locked else None
+        if pinned:
+            reference = replace(reference, digest=Digest.parse(pinned.digest, "enclave.lock"))
         scheme = reference.origin.partition(":")[0]
         direct = scheme == "http" or proxy_bypass_environment(reference.host, {"no": access.proxies.get("no", "")})
         proxy = None if direct else access.proxies.get(scheme)
         registry = Registry(reference, access.docker_config, proxy)
         return open_container(lambda files: registry.find(arch), access.cache, access.report)
+    if kind == "docker-daemon":
+        return open_container(
+            lambda files: open_daemon(rest, arch, access.docker_sockets, files, scratch=scratch),
+            access.cache,
+            access.report,
+        )
     path, tag = _split(rest)
 
     def find(files: ExitStack) -> ContainerImage:

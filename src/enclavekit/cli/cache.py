@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import click
 
-from enclavekit.cli.environment import cache_directory
 from enclavekit.cli.options import output_options
 from enclavekit.cli.output import Output
+from enclavekit.environment import cache_directory
 from enclavekit.image.layer_cache import LayerCache
 
 DAY_S = 24 * 3600

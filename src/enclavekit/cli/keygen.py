@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from enclavekit.cli.environment import key_password, pkcs11_pin
 from enclavekit.cli.options import output_options
 from enclavekit.cli.output import Output, printable
+from enclavekit.environment import key_password, pkcs11_pin
 from enclavekit.errors import FileError, UsageError
 from enclavekit.linux.atomic import replacing
 

@@ -20,6 +20,8 @@ COMMANDS = {
     "cache": "enclavekit.cli.cache:cache",
     "describe": "enclavekit.cli.describe:describe",
     "diff": "enclavekit.cli.diff:diff",
+    "init": "enclavekit.cli.project:init",
+    "kernel": "enclavekit.cli.kernel:kernel",
     "extract": "enclavekit.cli.extract:extract",
     "keygen": "enclavekit.cli.keygen:keygen",
     "lint": "enclavekit.cli.lint:lint",

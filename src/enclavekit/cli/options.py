@@ -41,7 +41,7 @@ def kernel_options(command: Command) -> Command:
         help="That kernel's modules (lib/modules/VERSION). Without it, a --kernel has all built in.",
     )(command)
     return click.option(
-        "--kernel", envvar="ENCLAVEKIT_KERNEL", metavar="PATH", help="bzImage to boot, instead of the runtime's."
+        "--kernel", envvar="ENCLAVEKIT_KERNEL", metavar="PATH|NAME", help="bzImage to boot, instead of the runtime's."
     )(command)
 
 
@@ -56,7 +56,7 @@ def image_options(command: Command) -> Command:
             click.option("--workdir", metavar="DIR", help="Working directory; the container image's, or /."),
             click.option("--user", metavar="USER[:GROUP]", help="Name or number; the container image's, or root."),
             click.option("--stop-signal", metavar="NAME", help="What asks the application to end; SIGTERM by default."),
-            click.option("--logs", is_flag=True, help="The image gives the application's output to the host."),
+            click.option("--logs/--no-logs", help="The image gives the application's output to the host."),
             click.option(
                 "--launch-value",
                 "launch_value",
@@ -65,7 +65,7 @@ def image_options(command: Command) -> Command:
                 help="`run --set` may give it at each launch; repeatable.",
             ),
             click.option("--cmdline", metavar="TEXT", help="Kernel command line, instead of the default."),
-            click.option("--keep-owners", is_flag=True, help="dir: keep owners instead of 0:0."),
+            click.option("--keep-owners/--no-keep-owners", help="dir: keep owners instead of 0:0."),
         ]
     ):
         command = option(command)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enclavekit.errors import Error, MissingError, UsageError
+from enclavekit.errors import Error, LockedError, MissingError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,6 +95,8 @@ def exit_code(error: Error) -> Exit:
     """The exit code that belongs to an error."""
     if isinstance(error, UsageError):
         return Exit.USAGE
+    if isinstance(error, LockedError):
+        return Exit.DIFFERS
     return Exit.MISSING if isinstance(error, MissingError) else Exit.FAILED
 
 

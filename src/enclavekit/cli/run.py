@@ -23,14 +23,15 @@ from enclavekit.build.image import build as build_image
 from enclavekit.build.source import is_source
 from enclavekit.cli.build import build_options
 from enclavekit.cli.describe import naming, reading
-from enclavekit.cli.environment import qemu_environment, runtime_directory, search_path
 from enclavekit.cli.options import image_options, kernel_options, output_options, parse_size
 from enclavekit.cli.output import Exit, Output
+from enclavekit.cli.project import ProjectCommand, config_option, with_added
 from enclavekit.cli.runtime import runtime_root
 from enclavekit.codec.init_frames import MAX_PAYLOAD
 from enclavekit.enclave.run import Running, RunOptions
 from enclavekit.enclave.run import run as run_image
 from enclavekit.enclave.supervisor import Outcome, Streams
+from enclavekit.environment import qemu_environment, runtime_directory, search_path
 from enclavekit.errors import FileError, UsageError
 from enclavekit.hypervisor.accel import Accel, choose
 from enclavekit.hypervisor.contract import Mode
@@ -48,9 +49,10 @@ GIVEN_TO_BUILD = (
 )
 
 
-@click.command()
+@click.command(cls=ProjectCommand)
 @click.argument("target", metavar="F.eif|SOURCE")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+@config_option
 @click.option("--memory", "-m", default="auto", metavar="SIZE|auto", help="For instance 512M; auto fits the image.")
 @click.option("--cpus", default=1, show_default=True, type=int, help="Number of vCPUs.")
 @click.option("--cid", type=click.IntRange(4, 0xFFFFFFFE), help="vsock CID; the lowest free one from 16 on.")
@@ -72,7 +74,10 @@ GIVEN_TO_BUILD = (
 @kernel_options
 @image_options
 @output_options
+@click.pass_context
 def run(
+    ctx: click.Context,
+    /,
     target: str,
     command: tuple[str, ...],
     memory: str,
@@ -91,6 +96,7 @@ def run(
 
     128+n when signal n ended the application, 124 after --timeout, 125 for every failure that is not its own.
     """
+    del words["config"]
     found = find_qemu(runtime_root(), qemu, search_path())
     chosen = choose(None if accel == "auto" else Accel(accel))
     output.detail(f"QEMU {'.'.join(map(str, found.version))} with {chosen.accel}: {chosen.reason}")
@@ -106,7 +112,7 @@ def run(
     )
     _allow_many_files()
     started: list[Running] = []
-    with _stop_signals() as signals, _image(target, command, words) as file:
+    with _stop_signals() as signals, _image(target, command, with_added(ctx, words)) as file:
 
         def on_started(running: Running) -> None:
             started.append(running)
@@ -203,13 +209,13 @@ def _image(target: str, command: tuple[str, ...], words: dict[str, Any]) -> Iter
         return
     given = [
         name
-        for name in GIVEN_TO_BUILD
-        if words[name]
+        for name in ("command", *GIVEN_TO_BUILD)
+        if (command if name == "command" else words[name])
         and click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     ]
-    if command or given:
+    if given:
         raise UsageError(
-            f"{target}: an image's {'command' if command else given[0]} is fixed when it is built",
+            f"{target}: an image's {given[0]} is fixed when it is built",
             hint="run a SOURCE, oci:DIR or dir:DIR for example, or build the image anew",
         )
     with reading(target) as file, naming(target):

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from enclavekit.cli.environment import data_directory
 from enclavekit.cli.options import output_options
 from enclavekit.cli.output import Exit, Output
 from enclavekit.cli.progress import bars
+from enclavekit.environment import data_directory
 from enclavekit.runtime import Installed, Runtime
 
 NEEDED = ("qemu", "kernel")

@@ -13,9 +13,9 @@ import click
 
 from enclavekit import eif
 from enclavekit.cli.describe import certificate, naming, read_small, reading
-from enclavekit.cli.environment import key_password, pkcs11_pin
 from enclavekit.cli.options import output_options
 from enclavekit.cli.output import Output, printable
+from enclavekit.environment import key_password, pkcs11_pin
 from enclavekit.errors import SigningError, UsageError
 from enclavekit.linux.atomic import replacing
 from enclavekit.signing.signer import KeyReference, open_signer

@@ -21,6 +21,7 @@ from enclavekit.eif.describe import (
     warnings,
 )
 from enclavekit.eif.layout import Arch, Header, SectionHeader, SectionType
+from enclavekit.eif.lock import Input, Lock
 from enclavekit.eif.measure import Measured, Measurements, digest, digest_file, extend, measure
 from enclavekit.eif.metadata import BuildInfo, Discovery, KernelInfo, Metadata
 from enclavekit.eif.reader import Image, ImageSection, Remark, inspect, read, read_section
@@ -40,7 +41,9 @@ __all__ = [
     "Header",
     "Image",
     "ImageSection",
+    "Input",
     "KernelInfo",
+    "Lock",
     "Measured",
     "Measurements",
     "Metadata",

@@ -98,15 +98,18 @@ def open_archive(
     path: Path, tag: str | None, arch: Arch | None, files: ExitStack, *, scratch: Path | None
 ) -> ContainerImage:
     """``oci-archive:F.tar[:TAG]``."""
-    return _layout(_tar_files(path, files, scratch), str(path), tag, arch)
+    return _layout(_tar_files(path, files, scratch, str(path)), str(path), tag, arch)
 
 
 def open_docker_archive(
-    path: Path, tag: str | None, arch: Arch | None, files: ExitStack, *, scratch: Path | None
+    path: Path, tag: str | None, arch: Arch | None, files: ExitStack, *, scratch: Path | None, name: str | None = None
 ) -> ContainerImage:
-    """``docker-archive:F.tar[:NAME:TAG]``, what ``docker save`` writes. Without a name it has to have one image."""
-    name = str(path)
-    found = _tar_files(path, files, scratch)
+    """``docker-archive:F.tar[:NAME:TAG]``, what ``docker save`` writes. Without a tag it has to have one image.
+
+    ``name`` is what it is called in errors, its path otherwise.
+    """
+    name = name or str(path)
+    found = _tar_files(path, files, scratch, name)
     entries = expect_list(_document(found, "manifest.json", name), MAX_ENTRIES, f"{name}: manifest.json")
     fit = []
     for entry in entries:
@@ -199,12 +202,12 @@ def goarch(arch: Arch | None) -> str:
     return next(theirs for theirs, ours in ARCHITECTURES.items() if ours is (Arch.X86_64 if arch is None else arch))
 
 
-def _tar_files(path: Path, files: ExitStack, scratch: Path | None) -> TarFiles:
+def _tar_files(path: Path, files: ExitStack, scratch: Path | None, name: str) -> TarFiles:
     try:
         file = files.enter_context(path.open("rb"))
     except OSError as error:
         raise FileError.of(error, path, "read") from error
-    opened = plain(file, str(path), scratch)
+    opened = plain(file, name, scratch)
     if opened is not file:
         files.enter_context(opened)
     size = opened.seek(0, 2)
@@ -215,24 +218,24 @@ def _tar_files(path: Path, files: ExitStack, scratch: Path | None) -> TarFiles:
         with tarfile.open(fileobj=opened, mode="r:", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                name = member.name.removeprefix("./")
+                inner = member.name.removeprefix("./")
                 if len(members) + len(links) >= MAX_MEMBERS:
-                    raise SourceError(f"{path}: more than {MAX_MEMBERS} files")
+                    raise SourceError(f"{name}: more than {MAX_MEMBERS} files")
                 if member.isreg() and not member.issparse() and 0 <= member.size <= size - member.offset_data:
-                    members[name] = (member.offset_data, member.size)
+                    members[inner] = (member.offset_data, member.size)
                 elif member.issym() or member.islnk():  # old versions of docker save shared layers so
-                    links[name] = _link_target(name, member)
+                    links[inner] = _link_target(inner, member)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-        raise SourceError(f"{path}: not a tar, or a broken one: {str(error).lower()}") from error
+        raise SourceError(f"{name}: not a tar, or a broken one: {str(error).lower()}") from error
     except OSError as error:
         raise FileError.of(error, path, "read") from error
-    for name in links:
-        target = name
+    for inner in links:
+        target = inner
         for _ in range(MAX_LINKS):
             target = links.get(target, target)
         if target in members:
-            members.setdefault(name, members[target])
-    return TarFiles(opened, members, str(path))
+            members.setdefault(inner, members[target])
+    return TarFiles(opened, members, name)
 
 
 def _link_target(name: str, member: tarfile.TarInfo) -> str:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nitro-cli`` as far as images go: describe-eif, pcr, sign-eif, explain; the same objects, words and exit codes.
+"""``nitro-cli`` as far as images go: build-enclave, describe-eif, pcr, sign-eif, explain.
+
+The same objects, words and exit codes.
 
 Source: aws-nitro-enclaves-cli src/main.rs and src/lib.rs. JSON goes to stdout, all words to stderr. Where nitro-cli's
 reader gives up on an image that hypervisors take (gaps between sections), this one does not.
@@ -7,34 +9,23 @@ reader gives up on an image that hypervisors take (gaps between sections), this 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import NoReturn
 
 import click
 
 from enclavekit import __version__, eif
-from enclavekit.errors import CertificateError, Error, FileError, FormatError, MissingError, UsageError
 from enclavekit.linux.atomic import replacing
+from enclavekit.nitro_cli.build_enclave import build_enclave
 from enclavekit.nitro_cli.codes import Code
+from enclavekit.nitro_cli.command import NitroCliError, failing, opened, pkcs11, print_json, read_certificate
 from enclavekit.signing.signer import KeyReference, open_signer
 
 HELP = "https://docs.aws.amazon.com/enclaves/latest/user/cli-errors.html"
-MAX_CERTIFICATE = 1 << 20
 USAGE = 2
-
-
-class NitroCliError(Exception):
-    """What ends a command: nitro-cli's code, and our words."""
-
-    def __init__(self, code: Code, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 @click.group(
@@ -49,11 +40,14 @@ def nitro_cli() -> None:
     """The commands of nitro-cli, with its output and exit codes, on any Linux machine."""
 
 
+nitro_cli.add_command(build_enclave)
+
+
 @nitro_cli.command("describe-eif")
 @click.option("--eif-path", required=True, metavar="F.eif", help="The image to describe.")
 def describe_eif(eif_path: str) -> None:
     """What an image holds and measures."""
-    with _failing(Code.EIF_PARSING), _opened(eif_path) as file:
+    with failing(Code.EIF_PARSING), opened(eif_path) as file:
         examined = eif.examine(file, eif_path)
         for error in (examined.metadata_error, examined.signature_error if not examined.signature else None):
             if error:
@@ -66,7 +60,7 @@ def describe_eif(eif_path: str) -> None:
             raise NitroCliError(
                 Code.SERDE, f"{eif_path}: custom metadata are {type(custom).__name__}, expected an object"
             )
-        _print(eif.describe_eif_object(examined))
+        print_json(eif.describe_eif_object(examined))
 
 
 @nitro_cli.command()
@@ -77,15 +71,15 @@ def pcr(path: str | None, cert: str | None) -> None:
     if (path is None) == (cert is None):
         raise click.UsageError("one of --input and --signing-certificate is needed, and only one")
     if path is not None:
-        with _failing(Code.FILE_OPERATION), _opened(path) as file:
+        with failing(Code.FILE_OPERATION), opened(path) as file:
             value = eif.extend(eif.digest_file(file, path)).hex()
-        _print({"PCR": value})
+        print_json({"PCR": value})
     elif cert is not None:
-        with _failing(Code.FILE_OPERATION):
-            pem = _certificate(cert)
-        with _failing(Code.HASHER):
+        with failing(Code.FILE_OPERATION):
+            pem = read_certificate(cert)
+        with failing(Code.HASHER):
             value = eif.SigningCertificate(pem).pcr8.hex()
-        _print({"PCR8": value})
+        print_json({"PCR8": value})
 
 
 @nitro_cli.command("sign-eif")
@@ -98,17 +92,17 @@ def sign_eif(eif_path: str | None, cert: str | None, key: str | None) -> None:
         raise NitroCliError(Code.MISSING_ARGUMENT, "the argument `eif-path` is missing")
     if (cert is None) != (key is None):
         raise click.UsageError("--signing-certificate and --private-key need each other")
-    with _failing(Code.SIGNING):
+    with failing(Code.SIGNING):
         if cert is None or key is None:
             raise NitroCliError(Code.SIGNING, "the arguments `signing-certificate` and `private-key` are missing")
-        certificate = eif.SigningCertificate(_certificate(cert))
-        with _opened(eif_path) as file, open_signer(KeyReference(key, *_pkcs11())) as signer:
+        certificate = eif.SigningCertificate(read_certificate(cert))
+        with opened(eif_path) as file, open_signer(KeyReference(key, *pkcs11())) as signer:
             image, measured = eif.measure_to_sign(file, eif_path)
             made = eif.sign(measured.measurements.pcr0, certificate, signer)
             with replacing(Path(eif_path)) as out:
                 eif.write_signed(out, file, image, measured, lambda _: bytes(made), name=eif_path)
     click.echo("Enclave Image successfully signed.", err=True)
-    _print({"Measurements": eif.measurements_object(measured.measurements, certificate.pcr8)})
+    print_json({"Measurements": eif.measurements_object(measured.measurements, certificate.pcr8)})
 
 
 @nitro_cli.command()
@@ -149,52 +143,6 @@ def run_command(words: list[str], name: str = "nitro-cli") -> int:
 def main() -> NoReturn:
     """The program."""
     sys.exit(run_command(sys.argv[1:]))
-
-
-@contextmanager
-def _failing(code: Code) -> Iterator[None]:
-    """Errors of ours become nitro-cli's, with this code."""
-    try:
-        yield
-    except Error as error:
-        hint = f" ({error.hint})" if error.hint and isinstance(error, MissingError | UsageError) else ""
-        raise NitroCliError(code, f"{error.message}{hint}") from error
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise FileError(f"cannot read {path}: not an ordinary file")
-        file = Path(path).open("rb")  # noqa: SIM115 - errors of the block are not of opening
-    except OSError as error:
-        raise FileError.of(error, path, "read") from error
-    with file:
-        try:
-            yield file
-        except FormatError as error:
-            raise type(error)(f"{path}: {error.message}") from error
-        except OSError as error:
-            raise FileError.of(error, path, "read") from error
-
-
-def _certificate(path: str) -> bytes:
-    with _opened(path) as file:
-        data = file.read(MAX_CERTIFICATE + 1)
-        if len(data) > MAX_CERTIFICATE:
-            raise CertificateError(f"certificate: larger than {MAX_CERTIFICATE} bytes")
-        return data
-
-
-def _pkcs11() -> tuple[str | None, str | None]:
-    """Module and PIN, for keys named by a pkcs11: URI."""
-    return os.environ.get("NITRO_CLI_PKCS11_MODULE") or None, os.environ.get("NITRO_CLI_PKCS11_PIN") or None
-
-
-def _print(value: Any) -> None:  # noqa: ANN401 - any JSON
-    """As serde_json prints: two spaces, no escapes but the needed ones."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    click.echo(text.encode("utf-8", "backslashreplace"))
 
 
 def _to_stderr(call: Callable[[], object]) -> None:

@@ -200,7 +200,7 @@ REFUSED: list[tuple[dict[str, object], type[Error], str, str | None]] = [
         {"source": "root"},
         UsageError,
         "source 'root': expected one of dir:DIRECTORY, tar:FILE, oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG],"
-        " docker-archive:FILE[:NAME:TAG], docker://[REGISTRY/]NAME[:TAG][@DIGEST]",
+        " docker-archive:FILE[:NAME:TAG], docker-daemon:NAME[:TAG], docker://[REGISTRY/]NAME[:TAG][@DIGEST]",
         "for example dir:./root, oci:./layout:latest",
     ),
     (

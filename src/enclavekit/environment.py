@@ -47,6 +47,25 @@ def docker_config() -> Path:
     return Path(os.environ.get("HOME") or "/") / ".docker" / "config.json"
 
 
+def docker_sockets() -> list[Path]:
+    """Of a docker daemon: DOCKER_HOST, or where docker and rootless podman have theirs."""
+    host = os.environ.get("DOCKER_HOST", "")
+    if host:
+        return [Path(host.removeprefix("unix://"))] if host.startswith("unix://") else []
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    own = [Path(runtime) / "docker.sock", Path(runtime) / "podman/podman.sock"] if runtime else []
+    return [path for path in (Path("/var/run/docker.sock"), *own) if path.exists()]
+
+
+def nitro_cli_blobs() -> Path | None:
+    """nitro-cli's kernel and init: NITRO_CLI_BLOBS, or where its packages put them; None where they are not."""
+    named = os.environ.get("NITRO_CLI_BLOBS")
+    if named:
+        return Path(named)
+    installed = Path("/usr/share/nitro_enclaves/blobs")
+    return installed if installed.is_dir() else None
+
+
 def proxies() -> dict[str, str]:
     """HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, by http, https and no."""
     found = {}
