@@ -11,7 +11,8 @@ import pytest
 
 @pytest.mark.skipif(not os.environ.get("CI"), reason="only continuous integration has to have all programs")
 @pytest.mark.parametrize(
-    "program", ["cpio", "docker-registry", "iasl", "openssl", "readelf", "skopeo", "softhsm2-util", "umoci"]
+    "program",
+    ["cpio", "docker-registry", "iasl", "mmdebstrap", "openssl", "readelf", "skopeo", "softhsm2-util", "umoci"],
 )
 def test_all_are_here(program: str) -> None:
     assert shutil.which(program), "tools/test-programs installs it"
