@@ -22,7 +22,7 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(PYTEST) tests/unit
+	$(PYTEST) tests/unit -n auto --dist worksteal
 
 # Needs a Python that atheris has a wheel for.
 fuzz: $(STAMP)

@@ -39,7 +39,7 @@ from enclavekit.image.oci import (
     load,
     parse_index,
 )
-from enclavekit.image.tar import plain
+from enclavekit.image.tar import Header, plain
 
 MAX_MEMBERS = 1 << 16
 MAX_LINKS = 8
@@ -215,7 +215,7 @@ def _tar_files(path: Path, files: ExitStack, scratch: Path | None, name: str) ->
     members: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     try:
-        with tarfile.open(fileobj=opened, mode="r:", errors="surrogateescape") as tar:
+        with tarfile.open(fileobj=opened, mode="r:", errors="surrogateescape", tarinfo=Header) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 inner = member.name.removeprefix("./")

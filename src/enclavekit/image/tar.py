@@ -43,6 +43,16 @@ _KINDS = {
 }
 
 
+_DESCRIBING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+MAX_DESCRIPTION_SIZE = 1 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One entry. ``node`` is None for a hard link, which ``target`` is the path of. ``xattrs`` are names."""
@@ -51,6 +61,17 @@ class Member:
     node: Node | None
     target: bytes = b""
     xattrs: tuple[str, ...] = ()
+
+
+class Header(tarfile.TarInfo):
+    """tarfile's, but what describes a member (a long name, PAX records) is held in memory, and so has bounds."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _DESCRIBING and self.size > MAX_DESCRIPTION_SIZE:
+            raise SourceError(
+                f"tar: {self.size} bytes that describe one member, expected at most {MAX_DESCRIPTION_SIZE}"
+            )
+        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]  # not in typeshed
 
 
 def plain(file: BinaryIO, where: str, scratch: Path | None) -> BinaryIO:
@@ -92,7 +113,7 @@ def read_tar(file: BinaryIO, where: str) -> Iterator[Member]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape", tarinfo=Header) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 if tar.offset < member.offset_data:

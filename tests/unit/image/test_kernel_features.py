@@ -104,7 +104,7 @@ def test_a_configuration_over_several_chunks(learn: Learn) -> None:
     assert len(features.configuration) == 668
 
 
-@pytest.mark.parametrize("broken", [b"IKCFG_ST\x1f\x8b\x08", b"IKCFG_ST" + gzip.compress(b"x" * 100)[:-12]])
+@pytest.mark.parametrize("broken", [b"IKCFG_ST\x1f\x8b\x08", b"IKCFG_ST" + gzip.compress(b"x" * 100, mtime=0)[:-12]])
 def test_a_broken_configuration_is_none(learn: Learn, broken: bytes) -> None:
     features = learn(bzimage(broken + bytes(100) + kernel_proper(SOME)))
     assert features.learned_from is LearnedFrom.STRINGS
@@ -120,10 +120,10 @@ def test_a_configuration_that_does_not_end(learn: Learn) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (bzimage(gzip.compress(b"no kernel")), FormatError, "kernel: unpacked, and no Linux version in it"),
-        (bzimage(gzip.compress(kernel_proper())[:-9]), TruncatedError, "kernel: gzip ends before its stream does"),
+        (bzimage(gzip.compress(b"no kernel", mtime=0)), FormatError, "kernel: unpacked, and no Linux version in it"),
+        (bzimage(gzip.compress(kernel_proper(), mtime=0)[:-9]), TruncatedError, "kernel: gzip ends before its stream does"),
         (
-            bzimage(gzip.compress(kernel_proper())[:-8] + bytes(8)),
+            bzimage(gzip.compress(kernel_proper(), mtime=0)[:-8] + bytes(8)),
             FormatError,
             "kernel: damaged gzip: error -3 while decompressing data: incorrect data check",
         ),

@@ -25,6 +25,7 @@ from enclavekit.image.container import read_layers
 from enclavekit.image.layer_cache import LayerCache
 from enclavekit.image.layers import Layers
 from enclavekit.image.layouts import open_layout
+from enclavekit.image.ramdisk import application_ramdisk
 from enclavekit.image.tree import Tree
 
 BASE: Sequence[Entry] = (
@@ -63,7 +64,7 @@ CASES: dict[str, Sequence[Sequence[Entry]]] = {
     "an empty layer": [BASE, [], [member("x", b"x")]],
     "names that are not UTF-8": [[member("caf\udce9", b"x"), directory("d\udcff"), member("d\udcff/\udc80", b"y")]],
     "dots and slashes": [[directory("./a/"), member("./a//b", b"x"), member("/c", b"y")]],
-    "many files": [[member(f"d{number % 10}/f{number}", b"%d" % number) for number in range(2000)]],
+    "many files": [[member(f"d{number % 10}/f{number}", b"%d" % number) for number in range(10_000)]],
     "times": [[directory("d", mtime=1_000_000_000), member("d/f", b"x", mtime=1_100_000_000)]],
 }
 
@@ -115,6 +116,31 @@ def unpacked(path: Path, bundle: Path) -> dict[bytes, tuple[Any, ...]]:
 def test_the_same_tree_as_umoci_makes(name: str, tmp_path: Path) -> None:
     made = layout(tmp_path / "layout", *CASES[name], pack=gzipped, suffix="+gzip")
     assert tree_of(made, tmp_path) == unpacked(made, tmp_path / "bundle")
+
+
+@pytest.mark.skipif(shutil.which("umoci") is None or os.getuid() != 0, reason="no program umoci, or not root")
+def test_the_same_owners_and_devices_as_umoci_makes(tmp_path: Path) -> None:
+    layers = [
+        [
+            directory("home", uid=1000, gid=100),
+            member("home/file", b"x", uid=1000, gid=100, mode=0o4755),
+            member("null", kind=tarfile.CHRTYPE, mode=0o666, devmajor=1, devminor=3),
+        ],
+        [member("home/file", b"y", uid=0, gid=7), member("disk", kind=tarfile.BLKTYPE, devmajor=8, devminor=1, uid=3)],
+    ]
+    made = layout(tmp_path / "layout", *layers, pack=gzipped, suffix="+gzip")
+    subprocess.run(["umoci", "unpack", "--image", f"{made}:latest", tmp_path / "b"], check=True, capture_output=True)
+    root = tmp_path / "b/rootfs"
+    with ExitStack() as files:
+        tree, _ = read_layers(
+            open_layout(made, None, None, files), LayerCache(tmp_path / "c"), files, lambda name, done, size: None
+        )
+    for name, node in tree.items():
+        if name:
+            status = (root / os.fsdecode(name)).lstat()
+            assert (node.mode, node.uid, node.gid) == (status.st_mode, status.st_uid, status.st_gid), name
+            assert node.rdev == ((os.major(status.st_rdev), os.minor(status.st_rdev)) if status.st_rdev else (0, 0))
+    assert sorted(name for name, _ in tree.items()) == [b"", b"disk", b"home", b"home/file", b"null"]
 
 
 @pytest.mark.parametrize("suffix", ["", "+gzip", "+zstd"])
@@ -199,6 +225,54 @@ def test_refused(name: str) -> None:
     with pytest.raises(SourceError) as caught:
         Layers().apply(BytesIO(tar(entries)), "layer")
     assert caught.value.message == message
+
+
+def claiming(kind: bytes, size: int) -> bytes:
+    """A header that says how long what follows is, and nothing follows."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_descriptions_without_end_are_not_read(kind: bytes) -> None:
+    with pytest.raises(SourceError) as caught:
+        Layers().apply(BytesIO(claiming(kind, 1 << 40)), "layer")
+    assert caught.value.message == "tar: 1099511627776 bytes that describe one member, expected at most 1048576"
+
+
+def test_a_gnu_sparse_file_is_refused() -> None:
+    with pytest.raises(SourceError) as caught:
+        Layers().apply(BytesIO(claiming(tarfile.GNUTYPE_SPARSE, 1)), "layer")
+    assert caught.value.message == "layer: member x is a sparse file, which no ramdisk can hold"
+
+
+def test_a_file_that_claims_more_than_there_is() -> None:
+    with pytest.raises(SourceError) as caught:
+        Layers().apply(BytesIO(claiming(tarfile.REGTYPE, 1 << 50)), "layer")
+    assert caught.value.message == "layer: member x is cut off"
+
+
+def test_a_file_of_4_gib_is_refused_by_the_ramdisk(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("large")
+    info.size = 1 << 32
+    with (tmp_path / "layer").open("w+b") as file:
+        file.write(info.tobuf(tarfile.PAX_FORMAT))
+        file.seek(info.size + 1024, os.SEEK_CUR)
+        file.truncate()
+        layers = Layers()
+        layers.apply(file, "layer")
+        with pytest.raises(SourceError) as caught:
+            application_ramdisk(layers.tree, b"")
+    assert caught.value.message == ("cpio entry rootfs/large: 4294967296 bytes, at most 4294967295 fit in this format")
+
+
+def test_of_two_members_with_one_name_the_later_counts() -> None:
+    layers = Layers()
+    layers.apply(BytesIO(tar([member("a", b"1", mode=0o600), member("a", b"22", mode=0o4755)])), "x")
+    node = layers.tree.get(b"a")
+    assert node is not None
+    assert (node.content.size, node.mode) == (2, stat.S_IFREG | 0o4755)
 
 
 def test_symlinks_stay_within() -> None:

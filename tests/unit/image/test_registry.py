@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -250,8 +250,8 @@ def test_identity_tokens_are_posted(script: Script, tmp_path: Path) -> None:
     assert "refresh_token=refresh" in form
 
 
-@pytest.fixture
-def debian_registry(tmp_path: Path) -> Iterator[str]:
+@contextmanager
+def debian_registry(tmp_path: Path, auth: str = "") -> Iterator[str]:
     """Debian's docker-registry on loopback."""
     if shutil.which("docker-registry") is None or shutil.which("skopeo") is None:
         pytest.skip("no programs docker-registry and skopeo")
@@ -260,7 +260,7 @@ def debian_registry(tmp_path: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     (tmp_path / "registry.yml").write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/data}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
     )
     process = subprocess.Popen(
         ["docker-registry", "serve", tmp_path / "registry.yml"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -280,13 +280,35 @@ def debian_registry(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-def test_a_real_registry(debian_registry: str, tmp_path: Path) -> None:
-    made = layout(tmp_path / "layout", LAYER, [member("etc/conf", b"conf")], pack=gzipped, suffix="+gzip")
+def push(made: Path, registry: str, *words: str) -> None:
     subprocess.run(
-        ["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{made}:latest", f"docker://{debian_registry}/a/b:1"],
+        ["skopeo", "copy", "-q", "--dest-tls-verify=false", *words, f"oci:{made}:latest", f"docker://{registry}/a/b:1"],
         check=True,
     )
-    registry = Registry(Reference.parse(f"//{debian_registry}/a/b:1"), DockerConfig())
-    assert names(registry, tmp_path) == FILES
-    missing = Registry(Reference.parse(f"//{debian_registry}/a/none"), DockerConfig())
-    assert refusal(missing, tmp_path) == "HOST/a/none:latest: the registry says 404: manifest unknown"
+
+
+def test_a_real_registry(tmp_path: Path) -> None:
+    made = layout(tmp_path / "layout", LAYER, [member("etc/conf", b"conf")], pack=gzipped, suffix="+gzip")
+    with debian_registry(tmp_path) as host:
+        push(made, host)
+        registry = Registry(Reference.parse(f"//{host}/a/b:1"), DockerConfig())
+        assert names(registry, tmp_path) == FILES
+        missing = Registry(Reference.parse(f"//{host}/a/none"), DockerConfig())
+        assert refusal(missing, tmp_path) == "HOST/a/none:latest: the registry says 404: manifest unknown"
+
+
+def test_a_real_registry_that_wants_a_password(tmp_path: Path) -> None:
+    made = layout(tmp_path / "layout", LAYER, [member("etc/conf", b"conf")], pack=gzipped, suffix="+gzip")
+    # Of "secret", by bcrypt.
+    (tmp_path / "htpasswd").write_text("user:$2b$04$WnqlS.7HhFB8WfMaOdH2yOpfFQaNtLko4DQpOqmqpTsxi3i144D2K\n")
+    with debian_registry(tmp_path, f"auth: {{htpasswd: {{realm: here, path: {tmp_path}/htpasswd}}}}\n") as host:
+        push(made, host, "--dest-creds", "user:secret")
+
+        def registry(password: str | None) -> Registry:
+            entry = {"auth": base64.b64encode(f"user:{password}".encode()).decode()}
+            config = DockerConfig(auths={host: entry} if password else {})
+            return Registry(Reference.parse(f"//{host}/a/b:1"), config)
+
+        assert names(registry("secret"), tmp_path) == FILES
+        assert refusal(registry("wrong"), tmp_path).startswith("HOST/a/b:1: the registry says 401")
+        assert refusal(registry(None), tmp_path) == "HOST/a/b:1: the registry wants a name and password"
