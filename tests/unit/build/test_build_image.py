@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from oci_layouts import layout, member
+from scripted_registry import Script, serving
 
 from enclavekit.build import Access, Application, BuildOptions, BuildResult, KernelChoice, build
 from enclavekit.build import image as image_module
 from enclavekit.codec import cpio
 from enclavekit.codec.init_config import InitConfig
 from enclavekit.eif import Arch, Metadata, describe, read, read_section
-from enclavekit.errors import BuildError, Error, FileError, KernelError, SourceError, UsageError
+from enclavekit.errors import BuildError, Error, FileError, KernelError, LockedError, SourceError, UsageError
 from enclavekit.image.layer_cache import LayerCache
 from enclavekit.image.modules import Modules
 
@@ -296,3 +298,36 @@ def test_symlinked_output_is_followed(options: BuildOptions, tmp_path: Path) -> 
     build(replace(options, output=tmp_path / "link.eif"))
     assert (tmp_path / "link.eif").is_symlink()
     assert describe(tmp_path / "real.eif")["CheckCRC"] is True
+
+
+def test_a_locked_image_comes_from_the_registry_whatever_its_tag_means_now(options: BuildOptions) -> None:
+    def serve(name: str, content: bytes) -> None:
+        script.load(layout(options.output.parent / name, [member("app", content, mode=0o755)], run={"Cmd": ["/app"]}))
+
+    script = Script()
+    serve("old", b"old")
+    with serving(script):
+        wanted = replace(options, source=f"docker://{script.host}/team/app", application=Application())
+        first = build(wanted)
+        before = first.path.read_bytes()
+        serve("new", b"new")
+        assert build(wanted).path.read_bytes() != before
+        assert build(replace(wanted, locked=first.lock)).path.read_bytes() == before
+        manifest = first.lock.find("image")
+        assert manifest is not None
+        del script.blobs[manifest.digest]
+        with pytest.raises(SourceError) as caught:
+            build(replace(wanted, locked=first.lock))
+        assert "404" in caught.value.message
+
+
+def test_a_locked_image_of_a_layout_may_not_have_moved(options: BuildOptions, tmp_path: Path) -> None:
+    wanted = replace(options, source=f"oci:{tmp_path / 'layout'}", application=Application(["/app"]))
+    layout(tmp_path / "layout", [member("app", b"old")])
+    first = build(wanted)
+    assert build(replace(wanted, locked=first.lock)).lock == first.lock
+    layout(tmp_path / "layout", [member("app", b"new")])
+    with pytest.raises(LockedError) as caught:
+        build(replace(wanted, locked=first.lock))
+    assert caught.value.message.startswith("enclave.lock: image: locked oci (sha256:")
+    assert "; container: locked sha256:" in caught.value.message

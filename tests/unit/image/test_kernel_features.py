@@ -121,7 +121,11 @@ def test_a_configuration_that_does_not_end(learn: Learn) -> None:
     ("data", "error", "message"),
     [
         (bzimage(gzip.compress(b"no kernel", mtime=0)), FormatError, "kernel: unpacked, and no Linux version in it"),
-        (bzimage(gzip.compress(kernel_proper(), mtime=0)[:-9]), TruncatedError, "kernel: gzip ends before its stream does"),
+        (
+            bzimage(gzip.compress(kernel_proper(), mtime=0)[:-9]),
+            TruncatedError,
+            "kernel: gzip ends before its stream does",
+        ),
         (
             bzimage(gzip.compress(kernel_proper(), mtime=0)[:-8] + bytes(8)),
             FormatError,
