@@ -14,6 +14,7 @@ enum frame_type {
     FRAME_STDOUT = 0x03, /* bytes */
     FRAME_STDERR = 0x04, /* bytes */
     FRAME_LOST = 0x05,   /* u64 bytes of output that were dropped */
+    FRAME_STARTED = 0x06, /* empty: the program runs */
     FRAME_ACK = 0x81,    /* empty: the host has the status */
     FRAME_STOP = 0x82,   /* u8 signal, u32 grace in ms */
     FRAME_VALUE = 0x83,  /* u8 size of the name, name, value */

@@ -114,6 +114,7 @@ int main(void)
         supervise_launch(&supervisor, &config);
     }
     supervisor.child = start_application(&config, supervisor.logs);
+    supervise_started(&supervisor);
     supervise(&supervisor);
     end_machine();
 }

@@ -264,6 +264,11 @@ void supervise_launch(struct supervisor *supervisor, const struct config *config
         fail(0, "the host gave no launch values within %d s", LAUNCH_MS / 1000);
 }
 
+void supervise_started(struct supervisor *supervisor)
+{
+    output_put(&supervisor->output, FRAME_STARTED, NULL, 0);
+}
+
 void supervise(struct supervisor *supervisor)
 {
     while (!supervisor->acknowledged && now_ms() < supervisor->end_at)

@@ -40,6 +40,9 @@ void supervise_begin(struct supervisor *supervisor);
 /* Wait until the host has given the values that the image declares; if it does not, that is the end. */
 void supervise_launch(struct supervisor *supervisor, const struct config *config);
 
+/* The program runs: tell the host. */
+void supervise_started(struct supervisor *supervisor);
+
 /* Serve the host and the application until its end, and until the host has the status or its time is over. */
 void supervise(struct supervisor *supervisor);
 

@@ -137,10 +137,40 @@ class BootError(Error):
     code = "boot"
 
 
+class HeartbeatError(BootError):
+    """Nothing went wrong that can be seen, but the enclave's init never said that it is alive."""
+
+    code = "heartbeat"
+
+
 class GuestError(Error):
     """The enclave's init reported a failure, or ended without a word."""
 
     code = "guest"
+
+
+class PanicError(GuestError):
+    """The enclave's kernel gave up."""
+
+    code = "panic"
+
+
+class GuestMemoryError(GuestError):
+    """The enclave had not enough memory to go on."""
+
+    code = "guest-memory"
+
+
+class NoEnclaveError(Error):
+    """No enclave has that name or id, or it has ended."""
+
+    code = "no-enclave"
+
+
+class ControlError(Error):
+    """The process of an enclave does not answer, or not as it should."""
+
+    code = "control"
 
 
 class CarrierError(Error):

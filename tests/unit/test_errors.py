@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from enclavekit import errors
 
 CODES = {
-    "boot", "build", "locked", "no-docker", "no-image", "project",
+    "boot", "build", "locked", "control", "guest-memory", "heartbeat", "no-docker", "no-enclave",
+    "panic", "no-image", "project",
     "carrier", "certificate", "connection", "eif", "error", "file", "format", "guest",
     "image-too-large", "kernel", "launch", "memory", "missing", "no-kernel", "no-qemu", "offline", "protocol",
     "refused", "runtime", "signature", "signing", "source", "truncated", "unsupported-host", "usage", "virtqueue",

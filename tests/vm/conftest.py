@@ -76,6 +76,10 @@ class Enclave:
             env=self.environment(), stdin=subprocess.DEVNULL, check=False, **options,
         )  # fmt: skip
 
+    def words(self, *words: str | Path) -> list[str | Path]:
+        """Its command line."""
+        return [ENCLAVE, *words]
+
     def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
         """In the background, with unbuffered pipes."""
         return subprocess.Popen(
@@ -87,7 +91,7 @@ class Enclave:
         """Directories of enclaves that are still there."""
         if not self.directory.exists():
             return []
-        return sorted(path.name for path in self.directory.iterdir() if path.name not in ("lock", "parent"))
+        return sorted(path.name for path in self.directory.iterdir() if path.name not in ("lock", "parent", "ended"))
 
 
 @pytest.fixture

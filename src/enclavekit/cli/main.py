@@ -16,6 +16,12 @@ from enclavekit.errors import Error, FileError, UsageError
 
 COMMANDS = {
     # name: module that defines the click command, imported only when it is used
+    "ps": "enclavekit.cli.lifecycle:ps",
+    "logs": "enclavekit.cli.lifecycle:logs",
+    "console": "enclavekit.cli.lifecycle:console",
+    "wait": "enclavekit.cli.lifecycle:wait",
+    "stop": "enclavekit.cli.lifecycle:stop",
+    "connect": "enclavekit.cli.lifecycle:connect",
     "build": "enclavekit.cli.build:build",
     "cache": "enclavekit.cli.cache:cache",
     "describe": "enclavekit.cli.describe:describe",
@@ -35,7 +41,7 @@ COMMANDS = {
 
 
 NITRO_CLI = "nitro-cli"
-FAILURES = {"run": Exit.RUN_FAILED, "diff": Exit.TROUBLE}
+FAILURES = {"run": Exit.RUN_FAILED, "wait": Exit.RUN_FAILED, "diff": Exit.TROUBLE}
 """Commands whose other exit codes say something else: all failures have this one."""
 
 

@@ -65,6 +65,10 @@ class Output:
         text = json.dumps(value, indent=2, ensure_ascii=False)
         click.echo(text.encode("utf-8", "backslashreplace"))
 
+    def result_text(self, text: str) -> None:
+        """Print a result that is one word."""
+        click.echo(text)
+
     def say(self, text: str) -> None:
         """A line on stderr, unless quiet."""
         if not self.quiet:

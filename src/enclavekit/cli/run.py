@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import select
@@ -25,9 +26,11 @@ from enclavekit.cli.build import build_options
 from enclavekit.cli.describe import naming, reading
 from enclavekit.cli.options import image_options, kernel_options, output_options, parse_size
 from enclavekit.cli.output import Exit, Output
+from enclavekit.cli.ports import parse_listen, parse_publish
 from enclavekit.cli.project import ProjectCommand, config_option, with_added
 from enclavekit.cli.runtime import runtime_root
 from enclavekit.codec.init_frames import MAX_PAYLOAD
+from enclavekit.enclave.background import MAX_WORD, background, told_error
 from enclavekit.enclave.run import Running, RunOptions
 from enclavekit.enclave.run import run as run_image
 from enclavekit.enclave.supervisor import Outcome, Streams
@@ -55,6 +58,12 @@ GIVEN_TO_BUILD = (
 @config_option
 @click.option("--memory", "-m", default="auto", metavar="SIZE|auto", help="For instance 512M; auto fits the image.")
 @click.option("--cpus", default=1, show_default=True, type=int, help="Number of vCPUs.")
+@click.option("-d", "--detach", is_flag=True, help="In the background, once it is up; prints its id.")
+@click.option("--name", metavar="NAME", help="What the other commands call it, besides its id.")
+@click.option("--publish", "-p", multiple=True, metavar="[ADDR:]PORT:VSOCK", help="A TCP port that leads into it.")
+@click.option(
+    "--listen", multiple=True, metavar="VSOCK=unix:PATH|tcp:ADDR:PORT", help="Where a port that it dials leads."
+)
 @click.option("--cid", type=click.IntRange(4, 0xFFFFFFFE), help="vsock CID; the lowest free one from 16 on.")
 @click.option("--debug", is_flag=True, help="Debug mode: shows the console.")
 @click.option(
@@ -82,6 +91,10 @@ def run(
     command: tuple[str, ...],
     memory: str,
     cpus: int,
+    detach: bool,
+    name: str | None,
+    publish: tuple[str, ...],
+    listen: tuple[str, ...],
     cid: int | None,
     debug: bool,
     timeout: float | None,
@@ -109,8 +122,14 @@ def run(
         mode=Mode.DEBUG if debug else Mode.PRODUCTION,
         timeout_s=timeout,
         values=_values(given, secrets),
+        name=name,
+        image=target,
+        listen=dict(parse_listen(one) for one in listen),
+        publish=[parse_publish(one) for one in publish],
     )
     _allow_many_files()
+    if detach:
+        return _detached(target, command, with_added(ctx, words), carrier, options, output)
     started: list[Running] = []
     with _stop_signals() as signals, _image(target, command, with_added(ctx, words)) as file:
 
@@ -151,6 +170,51 @@ def run(
             }
         )
     return code
+
+
+def _detached(
+    target: str,
+    command: tuple[str, ...],
+    words: dict[str, Any],
+    carrier: QemuCarrier,
+    options: RunOptions,
+    output: Output,
+) -> int:
+    """In a process of its own, of which we wait for the first word: that it is up, or what went wrong."""
+    with _image(target, command, words) as file:
+        read_end, write_end = os.pipe()
+        if os.fork() == 0:
+            os.close(read_end)
+            background(lambda tell: _run_in_background(file, carrier, options, tell), write_end)
+        os.close(write_end)
+        with open(read_end, "rb") as pipe:  # noqa: PTH123 - a descriptor
+            said = pipe.read(MAX_WORD)
+    word = json.loads(said) if said else {"code": "carrier", "message": "the enclave's process ended without a word"}
+    error = told_error(word)
+    if error:
+        raise error
+    if output.json:
+        output.result({"schema": 1, **word})
+    else:
+        output.result_text(word["id"])
+    return Exit.DONE
+
+
+def _run_in_background(
+    file: BinaryIO, carrier: QemuCarrier, options: RunOptions, tell: Callable[[dict[str, Any]], None]
+) -> None:
+    started: list[Running] = []
+    with _stop_signals() as signals:
+
+        def on_started(running: Running) -> None:
+            started.append(running)
+            signals.request_stop = running.request_stop
+
+        def on_running(logs: bool) -> None:
+            del logs
+            tell({"id": started[0].enclave_id, "name": options.name or started[0].enclave_id, "cid": started[0].cid})
+
+        run_image(file, carrier, options, Streams(output=lambda data: None, on_running=on_running), on_started)
 
 
 def _values(given: tuple[str, ...], secrets: tuple[str, ...]) -> dict[bytes, bytes]:

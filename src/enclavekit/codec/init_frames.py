@@ -61,6 +61,7 @@ class FrameType(IntEnum):
     STDOUT = 0x03
     STDERR = 0x04
     LOST = 0x05
+    STARTED = 0x06
     ACK = 0x81
     STOP = 0x82
     VALUE = 0x83
@@ -117,6 +118,11 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The application runs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """The host has the status: init may go."""
 
@@ -142,7 +148,7 @@ class Start:
     """There are no more values: the application may start."""
 
 
-Frame = Hello | Status | Stdout | Stderr | Lost | Ack | Stop | Value | Start
+Frame = Hello | Status | Stdout | Stderr | Lost | Started | Ack | Stop | Value | Start
 
 
 def encode(frame: Frame) -> bytes:
@@ -159,6 +165,8 @@ def encode(frame: Frame) -> bytes:
             kind, payload = FrameType.STDERR, data
         case Lost(count):
             kind, payload = FrameType.LOST, LOST.pack(count)
+        case Started():
+            kind, payload = FrameType.STARTED, b""
         case Ack():
             kind, payload = FrameType.ACK, b""
         case Stop(signal, grace_ms):
@@ -210,6 +218,9 @@ def _decode(kind: int, payload: bytes) -> Frame | None:  # noqa: PLR0911 - one a
         case FrameType.LOST:
             _need_exactly(kind, payload, LOST.size)
             return Lost(*LOST.unpack(payload))
+        case FrameType.STARTED:
+            _need_exactly(kind, payload, 0)
+            return Started()
         case FrameType.ACK:
             _need_exactly(kind, payload, 0)
             return Ack()

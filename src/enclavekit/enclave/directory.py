@@ -1,49 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of each running enclave: <runtime>/<id>/, with its state and sockets.
+"""The directories of enclaves: <runtime>/<id>/ while one runs, <runtime>/ended/<id>/ when it has ended.
 
 ``lock`` is held as long as the enclave's process lives, so a directory whose lock is free is a dead enclave's, however
-it died; it is swept by the next launch.
+it died: whoever looks next moves it to the ended ones. Of those the latest MAX_ENDED are kept.
+
+    lock  state.json  control.sock  vsock.sock  output.log(.1)  console.log(.1)
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enclavekit.errors import FileError, LaunchError
-from enclavekit.linux.locks import locked, try_lock
+from enclavekit.errors import FileError, LaunchError, NoEnclaveError
+from enclavekit.linux.locks import is_locked, locked, try_lock
 
 FIRST_CID = 16
 LAST_CID = 0xFFFF_FFFE
 """VMADDR_CID_ANY is one more."""
 
 PARENT = "parent"
+ENDED = "ended"
 STATE = "state.json"
+CONTROL = "control.sock"
+OUTPUT = "output.log"
+CONSOLE = "console.log"
 MAX_STATE_SIZE = 1 << 16
+MAX_ENDED = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+State = dict[str, Any]
 
 
 @dataclass(slots=True)
 class EnclaveDirectory:
-    """One enclave's own directory, claimed by this process until ``remove``."""
+    """One enclave's own directory, claimed by this process until ``remove`` or ``end``."""
 
     path: Path
     enclave_id: str
     cid: int
     _lock: int
+    _state: State = field(default_factory=dict)
 
     def write_state(self, **state: Any) -> None:  # noqa: ANN401 - JSON
-        """Replace state.json, as a whole."""
-        _write_state(self.path, {"id": self.enclave_id, "cid": self.cid, "pid": os.getpid(), **state})
+        """Add to state.json, which is replaced as a whole."""
+        self._state |= state
+        _write_state(self.path, self._state)
+
+    @property
+    def state(self) -> State:
+        """What is known of it."""
+        return dict(self._state)
+
+    def end(self, **state: Any) -> None:  # noqa: ANN401 - JSON
+        """It has ended: give id and CID back, keep what is worth knowing. A full disk loses no more than that."""
+        with suppress(OSError):
+            self.write_state(state="ended", ended=time.time(), **state)
+        _retire(self.path)
+        os.close(self._lock)
 
     def remove(self) -> None:
-        """Give id and CID back."""
+        """Give id and CID back, and leave nothing."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
@@ -61,21 +88,31 @@ def prepare(runtime: Path) -> None:
             f"user {os.getuid()} with mode drwx------",
             hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
         )
-    try:
-        (runtime / PARENT).mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise FileError.of(error, runtime / PARENT, "make the directory") from error
+    for name in (PARENT, ENDED):
+        try:
+            (runtime / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise FileError.of(error, runtime / name, "make the directory") from error
 
 
-def claim(runtime: Path, cid: int | None = None) -> EnclaveDirectory:
-    """A new id, its directory, and a CID that no living enclave has: the lowest from 16 on unless one is given."""
+def claim(runtime: Path, cid: int | None = None, name: str | None = None) -> EnclaveDirectory:
+    """A new id, its directory, and a CID that no living enclave has: the lowest from 16 on unless one is given.
+
+    The name, its id unless one is given, is nobody else's either.
+    """
+    if name is not None and not NAME.fullmatch(name):
+        raise LaunchError(f"name {name[:64]!r}: expected up to 64 letters, digits, '_', '.' and '-'")
     prepare(runtime)
     with locked(runtime / "lock"):
-        taken = {state.get("cid"): state.get("id") for state in living(runtime)}
+        states = _living(runtime)
+        taken = {state.get("cid"): state.get("id") for state in states}
         if cid is None:
             cid = next(number for number in range(FIRST_CID, LAST_CID) if number not in taken)
         elif cid in taken:
             raise LaunchError(f"CID {cid}: enclave {taken[cid]} has it", hint="leave --cid out to get a free one")
+        for state in states:
+            if name is not None and name in (state.get("name"), state.get("id")):
+                raise LaunchError(f"name {name}: enclave {state.get('id')} has it", hint="enclave ps shows all")
         enclave_id = secrets.token_hex(4)
         path = runtime / enclave_id
         lock = None
@@ -85,7 +122,9 @@ def claim(runtime: Path, cid: int | None = None) -> EnclaveDirectory:
             if lock is None:
                 raise LaunchError(f"{path}: locked by another process as soon as it was made")
             directory = EnclaveDirectory(path, enclave_id, cid, lock)
-            directory.write_state(state="starting")
+            directory.write_state(
+                id=enclave_id, name=name or enclave_id, cid=cid, pid=os.getpid(), state="starting", started=time.time()
+            )
         except BaseException as error:
             shutil.rmtree(path, ignore_errors=True)
             if lock is not None:
@@ -96,28 +135,101 @@ def claim(runtime: Path, cid: int | None = None) -> EnclaveDirectory:
     return directory
 
 
-def living(runtime: Path) -> Iterator[dict[str, Any]]:
-    """The states of all enclaves that run; dead ones' directories are removed. Hold the lock of ``runtime``."""
-    for path in sorted(runtime.iterdir()):
-        if path.name == PARENT or not path.is_dir():
+def running(runtime: Path) -> list[State]:
+    """The states of all enclaves that run, the oldest first; those that died without a word become ended ones."""
+    if not runtime.is_dir():
+        return []
+    prepare(runtime)
+    with locked(runtime / "lock"):
+        return _living(runtime)
+
+
+def ended(runtime: Path) -> list[State]:
+    """The states of the last that have ended, the latest last."""
+    found = []
+    with suppress(FileNotFoundError):
+        for path in (runtime / ENDED).iterdir():
+            state = _read_state(path)
+            if state is not None:
+                found.append(state)
+    return sorted(found, key=lambda state: _number(state, "ended"))
+
+
+def find(runtime: Path, named: str, *, also_ended: bool = False) -> tuple[Path, State]:
+    """By name or id: one that runs or, if there is none, the last that did. NoEnclaveError."""
+    states = running(runtime)
+    for state in states:
+        if named in (state.get("name"), state.get("id")):
+            return runtime / str(state["id"]), state
+    past = [state for state in ended(runtime) if named in (state.get("name"), state.get("id"))]
+    if past and also_ended:
+        return runtime / ENDED / str(past[-1]["id"]), past[-1]
+    if past:
+        raise NoEnclaveError(f"enclave {named[:64]!r}: has ended ({past[-1].get('reason')})", hint="enclave ps --all")
+    raise NoEnclaveError(f"enclave {named[:64]!r}: none has that name or id", hint="enclave ps shows all that run")
+
+
+def is_running(path: Path) -> bool:
+    """Whether the enclave in this directory still is."""
+    return is_locked(path / "lock")
+
+
+def _living(runtime: Path) -> list[State]:
+    """Hold the lock of ``runtime``."""
+    found = []
+    for path in runtime.iterdir():
+        if path.name in (PARENT, ENDED) or not path.is_dir():
             continue
         try:
             lock = try_lock(path / "lock")
-        except (FileNotFoundError, NotADirectoryError):  # it ends just now
+        except OSError:  # it ends just now
             continue
+        state = _read_state(path)
         if lock is not None:
-            shutil.rmtree(path, ignore_errors=True)
+            if state is None:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    _write_state(path, {**state, "state": "ended", "ended": time.time(), "reason": "killed"})
+                _retire(path)
             os.close(lock)
-            continue
-        try:
-            state = json.loads((path / STATE).read_bytes()[:MAX_STATE_SIZE])
-        except (OSError, ValueError):  # between its making and its first state
-            continue
-        if isinstance(state, dict):
-            yield state
+        elif state is not None:  # else between its making and its first state
+            found.append(state)
+    return sorted(found, key=lambda state: _number(state, "started"))
 
 
-def _write_state(path: Path, state: dict[str, Any]) -> None:
+def _retire(path: Path) -> None:
+    """Move it to the ended ones, without what only a running one has."""
+    with suppress(OSError):
+        for entry in path.iterdir():
+            if entry.is_socket() or entry.name.startswith("."):
+                entry.unlink(missing_ok=True)
+    past = path.parent / ENDED
+    try:
+        path.rename(past / path.name)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        kept = sorted(past.iterdir(), key=lambda entry: entry.lstat().st_mtime)
+        for entry in kept[:-MAX_ENDED]:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _read_state(path: Path) -> State | None:
+    try:
+        with (path / STATE).open("rb") as file:
+            state = json.loads(file.read(MAX_STATE_SIZE))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return state if isinstance(state, dict) and state.get("id") == path.name else None
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
     beside = path / f".{STATE}"
     beside.write_text(json.dumps(state))
     beside.replace(path / STATE)
+
+
+def _number(state: State, key: str) -> float:
+    value = state.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0

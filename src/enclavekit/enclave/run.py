@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -12,21 +14,26 @@ from typing import BinaryIO
 from enclavekit import eif
 from enclavekit.codec.bzimage import READ_SIZE, BzImage
 from enclavekit.eif import Arch
-from enclavekit.enclave.directory import claim
+from enclavekit.enclave.directory import CONSOLE, OUTPUT, EnclaveDirectory, claim
 from enclavekit.enclave.launch_values import check_values
+from enclavekit.enclave.log_file import LogFile
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
-from enclavekit.errors import LaunchError
-from enclavekit.hypervisor.contract import LaunchSpec, Mode
+from enclavekit.errors import Error, LaunchError
+from enclavekit.hypervisor.contract import Enclave, LaunchSpec, Mode
 from enclavekit.hypervisor.launch import launch
 from enclavekit.hypervisor.qemu import QemuCarrier
 from enclavekit.image.kernel import image_discovery
 from enclavekit.platform.machine import MAX_CPUS
 from enclavekit.platform.placement import choose_memory, needed_memory
+from enclavekit.virtio.host_sockets import HostAddress
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to run an image; ``memory`` in bytes, None for a size that suits it. ``values`` are its launch values."""
+    """How to run an image; ``memory`` in bytes, None for a size that suits it. ``values`` are its launch values.
+
+    ``name`` is what it is called besides its id, ``image`` what its image is called.
+    """
 
     runtime_directory: Path
     memory: int | None = None
@@ -35,6 +42,10 @@ class RunOptions:
     mode: Mode = Mode.PRODUCTION
     timeout_s: float | None = None
     values: Mapping[bytes, bytes] = field(default_factory=dict)
+    name: str | None = None
+    image: str = ""
+    listen: Mapping[int, HostAddress] = field(default_factory=dict)
+    publish: Sequence[tuple[HostAddress, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +94,17 @@ def run(
 ) -> Outcome:
     """Run the image in ``file`` to its end. Errors: those of ``plan``, ``launch`` and ``Supervisor.wait``.
 
-    Nothing is left behind, whatever happens: no process, no directory, no socket.
+    No process and no socket is left behind, whatever happens; how it ended is found by ``directory.ended``.
     """
     if not 1 <= options.cpus <= MAX_CPUS:
         raise LaunchError(f"CPUs: got {options.cpus}, expected 1 to {MAX_CPUS}")
     planned = plan(file, options.memory, datetime.now(UTC))
     check_values(file, planned.image, options.values)
-    directory = claim(options.runtime_directory, options.cid)
-    try:
+    directory = claim(options.runtime_directory, options.cid, options.name)
+    with ExitStack() as stack:
+        # Until it is started there is nothing to remember.
+        unstarted = stack.enter_context(ExitStack())
+        unstarted.callback(directory.remove)
         spec = LaunchSpec(
             enclave_id=directory.enclave_id,
             memory=planned.memory,
@@ -99,15 +113,88 @@ def run(
             discovery=planned.discovery,
             directory=directory.path,
             parent_directory=options.runtime_directory / "parent",
+            listen=options.listen,
+            publish=options.publish,
         )
         file.seek(0)
         enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid)
+        stack.callback(enclave.close)
+        directory.write_state(
+            state="running",
+            image=options.image,
+            memory=planned.memory,
+            cpus=options.cpus,
+            mode=options.mode.name.lower(),
+        )
+        logs = _Logs(directory.path, streams, options.mode)
+        stack.callback(logs.close)
+        supervisor = Supervisor(enclave, logs.streams, timeout_s=options.timeout_s, values=options.values)
+        supervisor.listen(directory.path, lambda: _status(directory, enclave, supervisor))
+        unstarted.pop_all()
+        ending: dict[str, object] = {"reason": "killed"}
         try:
-            directory.write_state(state="running", memory=planned.memory, cpus=options.cpus)
-            supervisor = Supervisor(enclave, streams, timeout_s=options.timeout_s, values=options.values)
             on_started(Running(directory.enclave_id, directory.cid, planned.memory, supervisor.request_stop))
-            return supervisor.wait()
+            outcome = supervisor.wait()
+            ending = ending_of(outcome)
+        except Error as error:
+            ending = ending_of(error)
+            raise
         finally:
             enclave.close()
-    finally:
-        directory.remove()
+            logs.close()
+            directory.end(**ending)
+            supervisor.tell_end(ending)
+    return outcome
+
+
+def ending_of(end: Outcome | Error) -> dict[str, object]:
+    """How an enclave ended, for its record: ``reason``, and the application's ``exit_code`` or ``signal`` if any.
+
+    Reasons are those of ``Outcome``, and for failures the code of the error, whose ``message`` is there too.
+    """
+    if isinstance(end, Outcome):
+        return {"reason": end.reason, "exit_code": end.exit_code, "signal": end.signal}
+    return {"reason": end.code, "exit_code": None, "signal": None, "message": end.message}
+
+
+def _status(directory: EnclaveDirectory, enclave: Enclave, supervisor: Supervisor) -> dict[str, object]:
+    statistics = enclave.statistics()
+    return {
+        **directory.state,
+        "state": "running" if supervisor.running else "booting",
+        "uptime_s": round(time.time() - float(directory.state["started"]), 1),
+        "cpu_s": statistics.cpu_s,
+        "resident": statistics.resident,
+        "connections": statistics.connections,
+        "vsock_received": statistics.received,
+        "vsock_sent": statistics.sent,
+    }
+
+
+class _Logs:
+    """What the streams carry, kept in the enclave's directory too: the console in debug mode only."""
+
+    def __init__(self, directory: Path, streams: Streams, mode: Mode) -> None:
+        self._output = LogFile(directory / OUTPUT)
+        self._console = LogFile(directory / CONSOLE) if mode is Mode.DEBUG else None
+        self.streams = replace(
+            streams,
+            output=self._tee(streams.output, self._output),
+            console=self._tee(streams.console, self._console),
+        )
+
+    @staticmethod
+    def _tee(stream: Callable[[bytes], None] | None, log: LogFile | None) -> Callable[[bytes], None]:
+        def write(data: bytes) -> None:
+            if log is not None:
+                log.write(data)
+            if stream is not None:
+                stream(data)
+
+        return write
+
+    def close(self) -> None:
+        """Twice does no harm."""
+        self._output.close()
+        if self._console is not None:
+            self._console.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One enclave in the foreground: launch it, carry its output, know why it ended.
+"""One enclave from its start to its end: carry its output, obey who may command, know why it ended.
 
 Stages: booting (until the heartbeat), running (the control connection to init is up), ended. Everything that happens
-arrives at one selector: serial output, the heartbeat, init's frames, the carrier's end, signals, the time.
+arrives at one selector: serial output, the heartbeat, init's frames, commands, the carrier's end, signals, the time.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ import contextlib
 import os
 import re
 import selectors
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from enclavekit.codec import init_frames
+from enclavekit.enclave.control import ControlServer
 from enclavekit.errors import (
     BootError,
     CarrierError,
     EnclaveConnectionError,
     EnclaveRefusedError,
     GuestError,
+    GuestMemoryError,
+    HeartbeatError,
+    PanicError,
     ProtocolError,
 )
 from enclavekit.hypervisor.contract import Enclave
@@ -55,6 +61,11 @@ CONSOLE_CLUES = re.compile(
 )
 
 
+PANIC = "Kernel panic"
+OUT_OF_MEMORY = b"Out of memory: Killed process"
+MEMORY_PANIC = re.compile("deadlocked on memory|[Oo]ut of memory")
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an enclave ended: the application's exit code, or the signal that ended it."""
@@ -64,12 +75,16 @@ class Outcome:
     timed_out: bool = False
     stopped: bool = False
     """By force, on request, before the application said its status."""
+    out_of_memory: bool = False
+    """The enclave's kernel had to kill a program to go on."""
 
     @property
     def reason(self) -> str:
         """In a word."""
         if self.timed_out:
             return "timeout"
+        if self.out_of_memory:
+            return "out-of-memory"
         if self.exit_code is not None:
             return "exited"
         return "signalled" if self.signal is not None else "stopped"
@@ -82,7 +97,7 @@ class Streams:
     output: Callable[[bytes], None]
     console: Callable[[bytes], None] | None = None
     on_running: Callable[[bool], None] | None = None
-    """Called once init is connected, with whether the image gives its output to the host."""
+    """Called once the application runs, with whether the image gives its output to the host."""
     on_lost: Callable[[int], None] | None = None
     """Called with a count of bytes of output that init had to drop: nobody took them in time."""
 
@@ -106,6 +121,12 @@ class Supervisor:
         self._boot_deadline: float | None = time.monotonic() + HEARTBEAT_TIMEOUT_S
         self._end_deadline: float | None = None
         self._selector = selectors.DefaultSelector()
+        self._server: ControlServer | None = None
+        self._grace_s = STOP_GRACE_S
+        self._out_of_memory = False
+        self._logs = False
+        self.running = False
+        """Whether the application runs; or an init that is another than ours."""
         self._control: socket.socket | None = None
         self._decoder = init_frames.Decoder()
         self._tail = bytearray()
@@ -123,6 +144,20 @@ class Supervisor:
             return
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"s")
+
+    def listen(self, directory: Path, status: Callable[[], dict[str, object]]) -> None:
+        """Obey other processes on the directory's control socket, until ``tell_end``. Raises FileError."""
+        self._server = ControlServer(self._selector, directory, status=status, stop=self.stop)
+
+    def stop(self, grace_s: float) -> None:
+        """Ask the application to end, and end the machine after the grace. A second time ends it at once."""
+        self._grace_s = grace_s
+        self.request_stop()
+
+    def tell_end(self, ending: dict[str, object]) -> None:
+        """After ``wait``: answer all who wait for the end, and listen no more."""
+        if self._server is not None:
+            self._server.end(ending)
 
     def wait(self) -> Outcome:
         """Until the end. Errors: ``BootError``, ``GuestError``, ``CarrierError``, ``ProtocolError``."""
@@ -170,7 +205,7 @@ class Supervisor:
         if self._deadline is not None and now >= self._deadline:
             return Outcome(timed_out=True)
         if self._boot_deadline is not None and now >= self._boot_deadline:
-            raise BootError(
+            raise HeartbeatError(
                 f"no heartbeat from the enclave's init within {HEARTBEAT_TIMEOUT_S:.0f} s",
                 hint=DEBUG_HINT,
             )
@@ -181,8 +216,8 @@ class Supervisor:
         if self._stop_requests >= 2 or self._control is None:
             self._forced = True
         elif self._stop_requests_seen == 0:
-            self._send(init_frames.Stop(signal=0, grace_ms=int(STOP_GRACE_S * 1000)))
-            self._end_deadline = time.monotonic() + STOP_GRACE_S + END_TIMEOUT_S
+            self._send(init_frames.Stop(signal=0, grace_ms=int(self._grace_s * 1000)))
+            self._end_deadline = time.monotonic() + self._grace_s + END_TIMEOUT_S
         self._stop_requests_seen = self._stop_requests
 
     def _read_console(self) -> bool:
@@ -200,6 +235,7 @@ class Supervisor:
             self._selector.unregister(console)
             return False
         self._tail += data
+        self._out_of_memory = self._out_of_memory or OUT_OF_MEMORY in self._tail
         del self._tail[:-CONSOLE_TAIL]
         if self._streams.console is not None:
             self._streams.console(data)
@@ -220,6 +256,7 @@ class Supervisor:
         self._selector.register(self._control, selectors.EVENT_READ, self._read_control)
 
     def _running(self, *, logs: bool) -> None:
+        self.running = True
         if self._streams.on_running is not None:
             self._streams.on_running(logs)
 
@@ -246,7 +283,9 @@ class Supervisor:
             case init_frames.Hello(logs=logs, waits=waits):
                 if waits and not self._values_given:
                     self._give_values()
-                self._running(logs=logs)
+                self._logs = logs
+            case init_frames.Started():
+                self._running(logs=self._logs)
             case init_frames.Stdout(data=data) | init_frames.Stderr(data=data):
                 self._streams.output(data)
             case init_frames.Status():
@@ -293,6 +332,9 @@ class Supervisor:
         if failure is not None:
             raise CarrierError(failure)
         clue = self._clue()
+        if clue and clue.startswith(PANIC):
+            kind = GuestMemoryError if MEMORY_PANIC.search(clue) else PanicError
+            raise kind(f"the enclave's kernel gave up: {clue}", hint=DEBUG_HINT)
         if self._boot_deadline is not None:
             raise BootError(
                 "the enclave ended before its init gave a heartbeat" + (f": {clue}" if clue else ""),
@@ -312,11 +354,14 @@ class Supervisor:
             case init_frames.StatusKind.EXITED:
                 return Outcome(exit_code=self._status.value)
             case init_frames.StatusKind.SIGNALLED:
-                return Outcome(signal=self._status.value)
+                return Outcome(signal=self._status.value, out_of_memory=self._killed_for_memory())
             case init_frames.StatusKind.FAILED:
                 if self._stop_requests:
                     return Outcome(stopped=True)
                 raise GuestError(f"init: {self._status.message}")
+
+    def _killed_for_memory(self) -> bool:
+        return self._status is not None and self._status.value == signal.SIGKILL and self._out_of_memory
 
     def _clue(self) -> str | None:
         """The last telling line of the console."""

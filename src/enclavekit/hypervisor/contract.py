@@ -7,13 +7,14 @@ create → ask load offset → write image → donate memory → add vCPUs → s
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum, StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from enclavekit.eif import Discovery
+from enclavekit.virtio.host_sockets import HostAddress
 
 
 class ImageKind(IntEnum):
@@ -66,6 +67,22 @@ class LaunchSpec:
     parent_directory: Path | None = None
     """Sockets of host programs that serve every enclave."""
     boot: BootProtocol = BootProtocol.EIF
+    listen: Mapping[int, HostAddress] = field(default_factory=dict)
+    """Where ports of the parent lead that the enclave dials."""
+    publish: Sequence[tuple[HostAddress, int]] = ()
+    """Ports of the host that lead to ports of the enclave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """``cpu_s`` seconds of CPU since the start, ``resident`` bytes of memory in use by the machine; open vsock
+    ``connections``; bytes ``received`` from the enclave over vsock, and ``sent`` to it."""
+
+    cpu_s: float = 0.0
+    resident: int = 0
+    connections: int = 0
+    received: int = 0
+    sent: int = 0
 
 
 class Enclave(Protocol):
@@ -97,6 +114,9 @@ class Enclave(Protocol):
 
     def connect(self, port: int, timeout_s: float = 2.0) -> socket.socket:
         """Connect to a vsock port of the enclave. Errors: ``EnclaveRefusedError``, ``EnclaveConnectionError``."""
+
+    def statistics(self) -> Statistics:
+        """What it uses now."""
 
     def failure(self) -> str | None:
         """What the carrier itself has to say against an end: None when the guest ended by its own doing."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from enclavekit.errors import CarrierError, LaunchError
 from enclavekit.hypervisor.accel import Accel
-from enclavekit.hypervisor.contract import ImageKind, LaunchSpec, MemoryRegion, Mode
+from enclavekit.hypervisor.contract import ImageKind, LaunchSpec, MemoryRegion, Mode, Statistics
 from enclavekit.hypervisor.qmp import Qmp
-from enclavekit.linux.process import dies_with_parent
+from enclavekit.linux.process import dies_with_parent, usage_of
 from enclavekit.linux.tsc import TscClock
 from enclavekit.platform import rom
 from enclavekit.platform.machine import IMAGE_LOAD_OFFSET, MAX_CPUS, MIB, microvm_windows
@@ -113,6 +113,8 @@ class QemuEnclave:
             enclave_id=self._spec.enclave_id,
             directory=self._spec.directory,
             parent_directory=self._spec.parent_directory,
+            listen=self._spec.listen,
+            publish=self._spec.publish,
             on_heartbeat=lambda: os.eventfd_write(heartbeat, 1),
             on_failure=self._device_failed,
         )
@@ -201,6 +203,12 @@ class QemuEnclave:
         """Through our own vsock device."""
         return self._backend.connect(port, timeout_s)
 
+    def statistics(self) -> Statistics:
+        """Of QEMU's process and of our device."""
+        connections, received, sent = self._backend.statistics()
+        usage = usage_of(self._process.pid) if self._process is not None else None
+        return Statistics(*(usage or (0.0, 0)), connections, received, sent)
+
     def failure(self) -> str | None:
         """QEMU's own words when it failed, or our device's."""
         if self._backend.error is not None:
@@ -216,9 +224,10 @@ class QemuEnclave:
             return None
         if status == 0:
             return "QEMU was ended by a signal from outside" if self._qmp.shutdown_reason == "host-signal" else None
-        said = os.pread(self._stderr, STDERR_LIMIT, 0).decode(errors="replace").strip().splitlines()
-        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        return f"QEMU ended with {how}" + (f": {said[-1]}" if said else "")
+        lines = os.pread(self._stderr, STDERR_LIMIT, 0).decode(errors="replace").strip().splitlines()
+        said = [line for line in lines if ": warning: " not in line]
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+        return f"QEMU {how}" + (f": {said[-1]}" if said else "")
 
     def close(self) -> None:
         """End QEMU: by asking, then by force."""

@@ -21,6 +21,21 @@ def try_lock(path: Path) -> int | None:
     return fd
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock; a file that is not there is nobody's."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock on ``path``, waiting for it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that dies with its parent (prctl(2), PR_SET_PDEATHSIG)."""
+"""Processes: one that dies with its parent (prctl(2), PR_SET_PDEATHSIG), and what one uses (proc(5))."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
@@ -22,3 +23,14 @@ def dies_with_parent() -> Callable[[], None]:
             os._exit(1)
 
     return before_exec
+
+
+def usage_of(pid: int) -> tuple[float, int] | None:
+    """Seconds of CPU and bytes of resident memory; None when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    # utime, stime and rss are fields 14, 15 and 24; the split begins with field 3.
+    ticks = int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK"), int(fields[21]) * os.sysconf("SC_PAGE_SIZE")

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from enclavekit.errors import EnclaveConnectionError, EnclaveRefusedError
-from enclavekit.virtio.host_sockets import CONNECT_TIMEOUT_S, MAX_PORT, Listener, ParentRoute
+from enclavekit.virtio.host_sockets import CONNECT_TIMEOUT_S, MAX_PORT, HostAddress, Listener, ParentRoute, Published
 from enclavekit.virtio.loop import Loop
 from enclavekit.virtio.streams import HEARTBEAT_PORT, HeartbeatStream, SocketStream
 from enclavekit.virtio.vhost_user import VhostUser
@@ -21,8 +21,10 @@ from enclavekit.virtio.vsock_packet import PARENT_CID, VMADDR_CID_HOST
 class VsockBackend:
     """The vsock device of one enclave. ``transport`` is ours from now on; QEMU holds the other end.
 
-    Both callbacks come in the device's thread. ``on_heartbeat``: a heartbeat was heard. ``on_failure``: the device has
-    ended by itself, ``error`` says why; QEMU and the guest go on without it unless somebody ends them.
+    ``listen`` says where ports of the parent lead that the guest dials, and ``publish`` which ports of the host lead to
+    which of the guest. Both callbacks come in the device's thread. ``on_heartbeat``: a heartbeat was heard.
+    ``on_failure``: the device has ended by itself, ``error`` says why; QEMU and the guest go on without it unless
+    somebody ends them.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class VsockBackend:
         enclave_id: str,
         directory: Path,
         parent_directory: Path | None,
+        listen: Mapping[int, HostAddress] | None = None,
+        publish: Sequence[tuple[HostAddress, int]] = (),
         on_heartbeat: Callable[[], None] | None = None,
         on_failure: Callable[[], None] | None = None,
     ) -> None:
@@ -51,11 +55,13 @@ class VsockBackend:
             directory=directory,
             parent_directory=parent_directory,
             services=services,
+            listen=listen,
         )
         routes = {VMADDR_CID_HOST: parent, PARENT_CID: parent}
         self._device = VsockDevice(guest_cid, routes, self._loop.call_later)
         self._vhost_user = VhostUser(transport, self._device, self._loop)
-        self._listener: Listener | None = None
+        self._listeners: list[Listener | Published] = []
+        self._publish = publish
 
     @property
     def error(self) -> BaseException | None:
@@ -64,7 +70,9 @@ class VsockBackend:
 
     def start(self) -> None:
         """Listen, and serve the guest. Raises ``FileError`` where the directory cannot hold the socket."""
-        self._listener = Listener(self._loop, self._device, self._directory)
+        self._listeners.append(Listener(self._loop, self._device, self._directory))
+        for address, port in self._publish:
+            self._listeners.append(Published(self._loop, self._device, address, port))
         self._loop.watch(self._transport.fileno(), self._on_transport)
         self._loop.start(f"vsock {self._enclave_id}")
 
@@ -102,6 +110,10 @@ class VsockBackend:
             case _:
                 raise EnclaveConnectionError(f"{where}: the enclave has ended")
 
+    def statistics(self) -> tuple[int, int, int]:
+        """Connections now; bytes that the guest has sent, and that it was sent. From any thread."""
+        return self._device.connections, self._device.received, self._device.sent
+
     def close(self) -> None:
         """End the thread, close and remove everything. Twice does no harm."""
         self._loop.stop()
@@ -118,9 +130,9 @@ class VsockBackend:
     def _hang_up(self) -> None:
         """The guest is gone. What it has sent is still being delivered."""
         self._vhost_user.close()
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         self._device.end()
 
     def _end(self) -> None:

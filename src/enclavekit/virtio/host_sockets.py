@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How host programs and an enclave reach each other: Unix sockets in the enclave's directory (docs/vsock.md).
 
+``run --publish`` and ``--listen`` add TCP ports, and other paths.
+
 ``vsock.sock`` takes ``CONNECT <port>\\n`` and answers ``OK <host port>\\n``, a convention of Firecracker's that other
 monitors share. What the enclave dials goes to ``vsock.sock_<port>``, else to ``<port>.sock`` in a directory that all
 enclaves share, else to a service of ours.
@@ -15,6 +17,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +56,37 @@ def socket_path(directory: Path, name: str) -> Iterator[str]:
         os.close(fd)
 
 
+@dataclass(frozen=True, slots=True)
+class HostAddress:
+    """A Unix socket's path, or a TCP host and port."""
+
+    path: Path | None = None
+    host: str = ""
+    port: int = 0
+
+    def connect(self) -> socket.socket | None:
+        """Non-blocking; None when nobody listens."""
+        sock: socket.socket | None = None
+        try:
+            if self.path is not None:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                with socket_path(self.path.parent, self.path.name) as path:
+                    sock.connect(path)
+            else:
+                family, kind, protocol, _, address = socket.getaddrinfo(
+                    self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+                )[0]
+                sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with suppress(BlockingIOError):  # it goes on by itself; what is written waits for it
+                    sock.connect(address)
+        except OSError:
+            if sock is not None:
+                sock.close()
+            return None
+        return sock
+
+
 class ParentRoute:
     """CID 3, and 2: dials host sockets, then ``services`` by port."""
 
@@ -64,7 +98,9 @@ class ParentRoute:
         directory: Path,
         parent_directory: Path | None,
         services: Mapping[int, Callable[[], Stream]],
+        listen: Mapping[int, HostAddress] | None = None,
     ) -> None:
+        self._listen = listen or {}
         self._loop = loop
         self._enclave_id = enclave_id
         self._directory = directory
@@ -73,6 +109,9 @@ class ParentRoute:
 
     def dial(self, source: Address, port: int) -> Stream | None:
         """The first that accepts."""
+        if port in self._listen:
+            sock = self._listen[port].connect()
+            return SocketStream(self._loop, sock) if sock is not None else None
         sock = self._connect(self._directory, f"{SOCKET_NAME}_{port}", None)
         if sock is None and self._parent_directory is not None:
             sock = self._connect(self._parent_directory, f"{port}.sock", source)
@@ -178,3 +217,50 @@ class Listener:
         self._waiting.clear()
         with suppress(OSError):  # the directory may be gone
             self._path.unlink()
+
+
+class Published:
+    """A TCP port of the host whose connections go to a port of the enclave."""
+
+    def __init__(self, loop: Loop, device: VsockDevice, address: HostAddress, port: int) -> None:
+        self._loop, self._device, self._port = loop, device, port
+        self._retrying = False
+        try:
+            family, kind, protocol, _, name = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
+            )[0]
+            self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        except OSError as error:
+            raise FileError.of(error, f"{address.host}:{address.port}", "listen on") from error
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(name)
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            self._socket.close()
+            raise FileError.of(error, f"{address.host}:{address.port}", "listen on") from error
+        loop.watch(self._socket.fileno(), self._accept)
+
+    def _accept(self, events: int = 0) -> None:
+        del events
+        self._retrying = False
+        while self._socket.fileno() >= 0:
+            try:
+                client, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # no file descriptors, no memory: the client waits as well
+                if not self._retrying:
+                    self._retrying = True
+                    self._loop.call_later(RETRY_ACCEPT_S, self._accept)
+                return
+            client.setblocking(False)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Refused by the enclave, it is closed.
+            self._device.open(
+                self._port, SocketStream(self._loop, client), CONNECT_TIMEOUT_S, lambda outcome, port: None
+            )
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._loop.retire(self._socket)

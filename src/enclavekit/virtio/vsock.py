@@ -115,6 +115,8 @@ class VsockDevice:
         self.config = CONFIG.pack(guest_cid)
         self.error: VirtqueueError | None = None
         """Why the device is broken, until its queues are started anew."""
+        self.received = self.sent = 0
+        """Bytes of payload, from the guest and to it."""
         self._gone = False
         self._routes = routes
         self._call_later = call_later
@@ -127,6 +129,11 @@ class VsockDevice:
         self._ready: deque[_Link] = deque()
         self._replies: deque[Header] = deque()
         self._host_port = FIRST_HOST_PORT
+
+    @property
+    def connections(self) -> int:
+        """Open ones."""
+        return len(self._links)
 
     # For the transport
 
@@ -332,6 +339,7 @@ class VsockDevice:
     def _deliver(self, link: _Link, payload: list[memoryview], size: int) -> None:
         if not size:
             return
+        self.received += size
         if link.connection.local_shutdown & SHUTDOWN_RECEIVE:
             link.connection.consumed(size)
             return
@@ -467,3 +475,4 @@ class VsockDevice:
                 part[:] = data[: len(part)]
                 data = data[len(part) :]
         self._rx.push(buffer.head, HEADER.size + size)
+        self.sent += size

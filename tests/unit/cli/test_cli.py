@@ -225,7 +225,9 @@ def test_a_qemu_that_fails_is_told_and_leaves_nothing(
     words = ["run", str(image), "--json", "--qemu", str(Path("qemu").absolute()), "--accel", "tcg"]
     assert run_command(words) == 125
     assert error(capsys)[:2] == ("carrier", "QEMU ended with exit status 1")
-    assert sorted(path.name for path in (tmp_path / "run/enclavekit").iterdir()) == ["lock", "parent"]
+    assert sorted(path.name for path in (tmp_path / "run/enclavekit").iterdir()) == ["ended", "lock", "parent"]
+    (ended,) = (tmp_path / "run/enclavekit/ended").iterdir()
+    assert json.loads((ended / "state.json").read_text())["reason"] == "carrier"
 
 
 def test_an_images_command_is_fixed(image: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from enclavekit.codec.init_frames import (
     Hello,
     Lost,
     Start,
+    Started,
     Status,
     StatusKind,
     Stderr,
@@ -46,6 +47,7 @@ KNOWN: list[tuple[Frame, str]] = [
     (Value(b"KEY", b"v\n"), "83 00000006 03 4b4559 760a"),
     (Value(b"a", b""), "83 00000002 01 61"),
     (Start(), "84 00000000"),
+    (Started(), "06 00000000"),
 ]
 
 PRINTABLE = st.text(max_size=MAX_MESSAGE // 4).filter(str.isprintable)
@@ -61,6 +63,7 @@ FRAMES = st.one_of(
     st.builds(Stop, st.integers(0, 64), st.integers(0, 2**32 - 1)),
     st.builds(Value, st.binary(max_size=255), st.binary(max_size=300)),
     st.just(Start()),
+    st.just(Started()),
 )
 
 
@@ -90,7 +93,7 @@ def test_the_longest_payload() -> None:
         encode(Stdout(bytes(MAX_PAYLOAD + 1)))
 
 
-@pytest.mark.parametrize("kind", [0x00, 0x06, 0x7F, 0x80, 0x85, 0xFF])
+@pytest.mark.parametrize("kind", [0x00, 0x07, 0x7F, 0x80, 0x85, 0xFF])
 def test_unknown_types_are_skipped(kind: int) -> None:
     unknown = bytes([kind]) + (3).to_bytes(4, "big") + b"new"
     assert decode(unknown + encode(Ack())) == [Ack()]
@@ -118,6 +121,7 @@ def test_unknown_hello_flags_are_ignored() -> None:
         ("82 00000004 00000000", "control frame 0x82: 4 bytes, expected 5"),
         ("83 00000000", "value frame: 0 bytes, expected at least 1"),
         ("83 00000003 03 4b45", "value frame: 3 bytes, expected at least 4"),
+        ("06 00000001 00", "control frame 0x06: 1 bytes, expected 0"),
         ("84 00000001 00", "control frame 0x84: 1 bytes, expected 0"),
         ("82 00000005 41 00000000", "stop frame: signal 65, expected 0 to 64"),
     ],

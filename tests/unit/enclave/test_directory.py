@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from enclavekit.enclave.directory import claim
-from enclavekit.errors import FileError, LaunchError
+from enclavekit.enclave import directory
+from enclavekit.enclave.directory import claim, ended, find, running
+from enclavekit.errors import FileError, LaunchError, NoEnclaveError
 
 
 @pytest.fixture
@@ -104,3 +106,83 @@ def test_a_file_in_its_place_is_refused(runtime: Path) -> None:
     runtime.write_text("")
     with pytest.raises(FileError, match="cannot make the directory"):
         claim(runtime)
+
+
+def test_names_are_nobody_elses(runtime: Path) -> None:
+    first = claim(runtime, name="web")
+    assert first.state["name"] == "web"
+    with pytest.raises(LaunchError) as caught:
+        claim(runtime, name="web")
+    assert caught.value.message == f"name web: enclave {first.enclave_id} has it"
+    with pytest.raises(LaunchError):
+        claim(runtime, name=first.enclave_id)
+    for name in ("", "-a", "a/b", "a b", "x" * 65):
+        with pytest.raises(LaunchError, match=r"^name '"):
+            claim(runtime, name=name)
+    assert [state["name"] for state in running(runtime)] == ["web"]
+    first.remove()
+    assert running(runtime) == []
+
+
+def test_one_that_has_ended_is_remembered(runtime: Path) -> None:
+    first = claim(runtime, name="web")
+    (first.path / "output.log").write_text("said")
+    (first.path / ".state.json").write_text("half")
+    first.end(reason="exited", exit_code=3)
+    path, state = find(runtime, "web", also_ended=True)
+    assert path == runtime / "ended" / first.enclave_id
+    assert (state["reason"], state["exit_code"], state["state"]) == ("exited", 3, "ended")
+    assert sorted(one.name for one in path.iterdir()) == ["lock", "output.log", "state.json"]
+    with pytest.raises(NoEnclaveError) as caught:
+        find(runtime, "web")
+    assert caught.value.message == "enclave 'web': has ended (exited)"
+    with pytest.raises(NoEnclaveError) as caught:
+        find(runtime, "none", also_ended=True)
+    assert caught.value.message == "enclave 'none': none has that name or id"
+    second = claim(runtime, name="web")
+    assert find(runtime, "web", also_ended=True)[0] == second.path
+    second.remove()
+
+
+def test_one_whose_process_was_killed_is_remembered_as_that(runtime: Path) -> None:
+    def claim_and_die() -> None:
+        claim(runtime, name="victim")
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=claim_and_die)
+    process.start()
+    process.join()
+    assert running(runtime) == []
+    (state,) = ended(runtime)
+    assert (state["name"], state["reason"], state["state"]) == ("victim", "killed", "ended")
+    assert sorted(path.name for path in runtime.iterdir()) == ["ended", "lock", "parent"]
+
+
+def test_only_the_last_that_ended_are_kept(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "MAX_ENDED", 3)
+    made = []
+    for number in range(5):
+        one = claim(runtime)
+        one.end(reason="exited", exit_code=number)
+        os.utime(runtime / "ended" / one.enclave_id, (number, number))
+        made.append(one.enclave_id)
+    kept = {path.name for path in (runtime / "ended").iterdir()}
+    assert len(kept) == 3
+    assert made[0] not in kept
+
+
+def test_a_directory_that_somebody_removed_disturbs_nobody(runtime: Path) -> None:
+    first, second = claim(runtime), claim(runtime)
+    shutil.rmtree(first.path)
+    assert [state["id"] for state in running(runtime)] == [second.enclave_id]
+    first.end(reason="exited", exit_code=0)
+    assert ended(runtime) == []
+    second.remove()
+
+
+@pytest.mark.parametrize("state", ["", "{", "[]", '{"id": "other"}', "[" * 100_000])
+def test_a_state_that_is_damaged_is_nobodys(runtime: Path, state: str) -> None:
+    claimed = claim(runtime)
+    (claimed.path / "state.json").write_text(state)
+    assert running(runtime) == []
+    claimed.remove()

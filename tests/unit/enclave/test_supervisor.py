@@ -18,6 +18,7 @@ from enclavekit.codec.init_frames import (
     Hello,
     Lost,
     Start,
+    Started,
     Status,
     StatusKind,
     Stderr,
@@ -27,7 +28,15 @@ from enclavekit.codec.init_frames import (
     encode,
 )
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
-from enclavekit.errors import BootError, CarrierError, EnclaveRefusedError, GuestError, ProtocolError
+from enclavekit.errors import (
+    BootError,
+    CarrierError,
+    EnclaveRefusedError,
+    GuestError,
+    GuestMemoryError,
+    PanicError,
+    ProtocolError,
+)
 from enclavekit.hypervisor.contract import Enclave
 
 
@@ -115,7 +124,7 @@ def test_status_and_output(enclave: FakeEnclave) -> None:
     output: list[bytes] = []
     running: list[bool] = []
     os.eventfd_write(enclave.beat, 1)
-    frames: list[Frame] = [Hello(logs=True), Stdout(b"out"), Stderr(b"err"), Status(StatusKind.EXITED, 42)]
+    frames: list[Frame] = [Hello(logs=True), Started(), Stdout(b"out"), Stderr(b"err"), Status(StatusKind.EXITED, 42)]
     enclave.init.sendall(b"".join(encode(frame) for frame in frames))
     supervisor = Supervisor(cast(Enclave, enclave), Streams(output.append, on_running=running.append))
     thread = threading.Thread(target=acknowledged, args=(enclave,))
@@ -173,15 +182,32 @@ def test_an_end_before_the_heartbeat_with_the_loaders_words(enclave: FakeEnclave
     )
 
 
+def test_a_panic_for_lack_of_memory_is_another_error(enclave: FakeEnclave) -> None:
+    enclave.serial.send(b"\n[    1.5] Kernel panic - not syncing: System is deadlocked on memory\r\n")
+    enclave.end()
+    with pytest.raises(GuestMemoryError):
+        supervise(enclave).wait()
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_an_application_that_the_kernel_killed_for_memory(enclave: FakeEnclave, said: bool) -> None:
+    os.eventfd_write(enclave.beat, 1)
+    if said:
+        enclave.serial.send(b"[    9.5] Out of memory: Killed process 71 (app) total-vm:1kB\r\n")
+    enclave.init.sendall(encode(Hello()) + encode(Status(StatusKind.SIGNALLED, 9)))
+    enclave.end()
+    outcome = supervise(enclave).wait()
+    assert outcome == Outcome(signal=9, out_of_memory=said)
+    assert outcome.reason == ("out-of-memory" if said else "signalled")
+
+
 def test_a_panic_is_told(enclave: FakeEnclave) -> None:
     os.eventfd_write(enclave.beat, 1)
     enclave.serial.send(b"[    1.5] Kernel panic - not syncing: Attempted to kill init!\r\n")
     enclave.end()
-    with pytest.raises(GuestError) as caught:
+    with pytest.raises(PanicError) as caught:
         supervise(enclave).wait()
-    assert str(caught.value) == (
-        "the enclave ended without the application's status: Kernel panic - not syncing: Attempted to kill init!"
-    )
+    assert str(caught.value) == ("the enclave's kernel gave up: Kernel panic - not syncing: Attempted to kill init!")
 
 
 def test_a_carrier_that_failed_is_told(enclave: FakeEnclave) -> None:
@@ -209,7 +235,7 @@ def test_a_stop_is_asked_for_once_and_the_status_still_counts(enclave: FakeEncla
     )
 
     def init() -> None:
-        enclave.init.sendall(encode(Hello()))
+        enclave.init.sendall(encode(Hello()) + encode(Started()))
         requests.extend(Decoder().feed(enclave.init.recv(100)))
         enclave.init.sendall(encode(Status(StatusKind.EXITED, 5)))
         enclave.init.recv(100)
