@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -242,3 +243,49 @@ def test_ten_at_once(enclave: Enclave, image: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"e{number}: exited 5" for number in range(10)]
     assert enclave.left() == []
+
+
+@pytest.mark.usefixtures("ending")
+def test_a_flood_of_output_is_bounded_and_holds_nobody_up(enclave: Enclave, rootfs: Path) -> None:
+    script = "cat /dev/zero | head -c 104857600; echo; echo end; exit 4"
+    detach(enclave, f"dir:{rootfs}", "--name", "flood", "--logs", "--", "sh", "-c", script)
+    done = enclave("wait", "flood")
+    assert done.returncode == 4, done.stderr
+    place = enclave.directory / "ended" / last(enclave)["id"]
+    sizes = {path.name: path.stat().st_size for path in place.iterdir() if path.name.startswith("output")}
+    assert set(sizes) == {"output.log", "output.log.1"}
+    assert max(sizes.values()) <= 4 << 20
+    assert (place / "output.log").read_bytes().endswith(b"\0\nend\n")
+
+
+@pytest.mark.usefixtures("ending")
+def test_a_flood_on_the_console_is_bounded(enclave: Enclave, rootfs: Path) -> None:
+    script = "i=0; while [ $i -lt 40 ]; do cat /proc/kallsyms | head -c 200000; i=$((i+1)); done; exit 4"
+    words = ["run", "-d", f"dir:{rootfs}", "--name", "loud", "--debug", "--", "sh", "-c", script]
+    assert enclave(*words).returncode == 0
+    assert enclave("wait", "loud").returncode == 4
+    place = enclave.directory / "ended" / last(enclave)["id"]
+    assert max(path.stat().st_size for path in place.glob("console.log*")) <= 4 << 20
+    assert b"init: " not in (place / "console.log").read_bytes()
+
+
+def test_a_reader_that_never_reads_does_not_keep_the_enclave(enclave: Enclave, rootfs: Path) -> None:
+    process = enclave.start("run", f"dir:{rootfs}", "--logs", "--timeout", "12", "--", "sh", "-c", "cat /dev/zero")
+    try:
+        assert process.wait(60) == 124
+    finally:
+        stop(process)
+    assert enclave.left() == []
+
+
+def test_a_state_directory_that_somebody_removed(enclave: Enclave, image: Path) -> None:
+    detach(enclave, image, "--name", "web")
+    (state,) = states(enclave)
+    machines = qemu_of(state["pid"])
+    shutil.rmtree(enclave.directory / state["id"])
+    assert states(enclave) == []
+    other = detach(enclave, image, "--name", "web")
+    assert [state["id"] for state in states(enclave)] == [other]
+    os.kill(state["pid"], signal.SIGTERM)  # asks the application to end, as ever
+    wait_gone([state["pid"], *machines])
+    assert enclave("stop", "web").returncode == 0

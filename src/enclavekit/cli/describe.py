@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,7 +15,18 @@ import click
 from enclavekit import eif
 from enclavekit.cli.options import output_options
 from enclavekit.cli.output import Exit, Output, printable
-from enclavekit.errors import CertificateError, FileError, FormatError, SignatureError, UsageError
+from enclavekit.enclave.control import ask
+from enclavekit.enclave.directory import NAME, State, find
+from enclavekit.environment import runtime_directory
+from enclavekit.errors import (
+    CertificateError,
+    ControlError,
+    FileError,
+    FormatError,
+    NoEnclaveError,
+    SignatureError,
+    UsageError,
+)
 from enclavekit.linux.atomic import replacing
 
 if TYPE_CHECKING:
@@ -62,15 +74,23 @@ def naming(path: str) -> Iterator[None]:
 
 
 @click.command()
-@click.argument("image", metavar="F.eif")
+@click.argument("image", metavar="F.eif|NAME")
 @click.option("--strict", is_flag=True, help="Refuse what a hypervisor refuses, an expired certificate included.")
 @click.option("--html", metavar="F.html", help="Also draw the image, as a page that needs nothing else.")
 @output_options
 def describe(image: str, strict: bool, html: str | None, output: Output) -> int:
-    """What an image holds and measures, also of a damaged one; -v adds the digests of its sections.
+    """What an image holds and measures, also of a damaged one; or how an enclave that runs is.
+
+    -v adds the digests of an image's sections.
 
     --json gives nitro-cli's describe-eif object, and more.
     """
+    if not Path(image).exists() and NAME.fullmatch(image):
+        with contextlib.suppress(NoEnclaveError):
+            path, state = find(runtime_directory(), image)
+            now = status_of(path, state)
+            output.show({"schema": 1, "enclave": now}, lambda console: _print_state(console, now))
+            return Exit.DONE
     with reading(image), naming(image):
         described = eif.describe(
             Path(image), strict=strict, section_digests=output.verbose > 0 or output.json, at=datetime.now(UTC)
@@ -80,6 +100,21 @@ def describe(image: str, strict: bool, html: str | None, output: Output) -> int:
     output.show(described, lambda console: _print_description(console, image, described))
     fine = described["CheckCRC"] and described.get("SignatureCheck", True) and described["Accepted"]
     return Exit.DONE if fine else Exit.FAILED
+
+
+def status_of(path: Path, state: State) -> State:
+    """As an enclave's process says; one that does not answer is as it last wrote."""
+    try:
+        return ask(path, {"command": "status"}, timeout_s=2.0) or state
+    except (NoEnclaveError, ControlError):
+        return state
+
+
+def _print_state(console: Console, state: State) -> None:
+    from rich.text import Text
+
+    for key, value in state.items():
+        console.print(Text(f"{key:<15}", style="dim").append(printable(str(value)), style="not dim"))
 
 
 def _draw(image: str, target: str) -> None:

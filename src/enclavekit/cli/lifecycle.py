@@ -14,13 +14,14 @@ from typing import Any
 
 import click
 
+from enclavekit.cli.describe import status_of
 from enclavekit.cli.options import output_options
 from enclavekit.cli.output import Exit, Output
 from enclavekit.enclave.control import ask
 from enclavekit.enclave.directory import CONSOLE, OUTPUT, State, ended, find, is_running, running
 from enclavekit.enclave.log_file import read_log
 from enclavekit.environment import runtime_directory
-from enclavekit.errors import ControlError, EnclaveRefusedError, NoEnclaveError, UsageError
+from enclavekit.errors import EnclaveRefusedError, NoEnclaveError, UsageError
 from enclavekit.virtio.host_sockets import MAX_PORT, SOCKET_NAME, socket_path
 
 CHUNK = 1 << 16
@@ -34,18 +35,10 @@ SHOWN = ("id", "name", "cid", "state", "image")
 def ps(also_ended: bool, output: Output) -> None:
     """Enclaves that run."""
     directory = runtime_directory()
-    states = [_now(directory / str(state["id"]), state) for state in running(directory)]
+    states = [status_of(directory / str(state["id"]), state) for state in running(directory)]
     if also_ended:
         states = [*ended(directory), *states]
     output.show({"schema": 1, "enclaves": states}, lambda console: _table(console, states))
-
-
-def _now(path: Path, state: State) -> State:
-    """As its process says; one that does not answer is as it last wrote."""
-    try:
-        return ask(path, {"command": "status"}, timeout_s=2.0) or state
-    except (NoEnclaveError, ControlError):
-        return state
 
 
 def _table(console: Any, states: list[State]) -> None:

@@ -24,7 +24,7 @@ from enclavekit.build.image import build as build_image
 from enclavekit.build.source import is_source
 from enclavekit.cli.build import build_options
 from enclavekit.cli.describe import naming, reading
-from enclavekit.cli.options import image_options, kernel_options, output_options, parse_size
+from enclavekit.cli.options import image_options, kernel_options, output_options, parse_cpu_list, parse_size
 from enclavekit.cli.output import Exit, Output
 from enclavekit.cli.ports import parse_listen, parse_publish
 from enclavekit.cli.project import ProjectCommand, config_option, with_added
@@ -58,6 +58,7 @@ GIVEN_TO_BUILD = (
 @config_option
 @click.option("--memory", "-m", default="auto", metavar="SIZE|auto", help="For instance 512M; auto fits the image.")
 @click.option("--cpus", default=1, show_default=True, type=int, help="Number of vCPUs.")
+@click.option("--cpu-list", metavar="0,2-3", help="The machine's CPUs that it may run on.")
 @click.option("-d", "--detach", is_flag=True, help="In the background, once it is up; prints its id.")
 @click.option("--name", metavar="NAME", help="What the other commands call it, besides its id.")
 @click.option("--publish", "-p", multiple=True, metavar="[ADDR:]PORT:VSOCK", help="A TCP port that leads into it.")
@@ -91,6 +92,7 @@ def run(
     command: tuple[str, ...],
     memory: str,
     cpus: int,
+    cpu_list: str | None,
     detach: bool,
     name: str | None,
     publish: tuple[str, ...],
@@ -124,6 +126,7 @@ def run(
         values=_values(given, secrets),
         name=name,
         image=target,
+        cpu_list=parse_cpu_list(cpu_list) if cpu_list is not None else None,
         listen=dict(parse_listen(one) for one in listen),
         publish=[parse_publish(one) for one in publish],
     )

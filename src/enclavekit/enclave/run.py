@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,11 +19,12 @@ from enclavekit.enclave.directory import CONSOLE, OUTPUT, EnclaveDirectory, clai
 from enclavekit.enclave.launch_values import check_values
 from enclavekit.enclave.log_file import LogFile
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
-from enclavekit.errors import Error, LaunchError
+from enclavekit.errors import Error, LaunchError, NotEnoughMemoryError
 from enclavekit.hypervisor.contract import Enclave, LaunchSpec, Mode
 from enclavekit.hypervisor.launch import launch
 from enclavekit.hypervisor.qemu import QemuCarrier
 from enclavekit.image.kernel import image_discovery
+from enclavekit.linux.memory import available_memory
 from enclavekit.platform.machine import MAX_CPUS
 from enclavekit.platform.placement import choose_memory, needed_memory
 from enclavekit.virtio.host_sockets import HostAddress
@@ -32,7 +34,8 @@ from enclavekit.virtio.host_sockets import HostAddress
 class RunOptions:
     """How to run an image; ``memory`` in bytes, None for a size that suits it. ``values`` are its launch values.
 
-    ``name`` is what it is called besides its id, ``image`` what its image is called.
+    ``name`` is what it is called besides its id, ``image`` what its image is called; ``cpu_list`` are the host's CPUs
+    that it may run on, None for all.
     """
 
     runtime_directory: Path
@@ -46,6 +49,7 @@ class RunOptions:
     image: str = ""
     listen: Mapping[int, HostAddress] = field(default_factory=dict)
     publish: Sequence[tuple[HostAddress, int]] = ()
+    cpu_list: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ def run(
         raise LaunchError(f"CPUs: got {options.cpus}, expected 1 to {MAX_CPUS}")
     planned = plan(file, options.memory, datetime.now(UTC))
     check_values(file, planned.image, options.values)
+    check_machine(planned.memory, options.cpu_list)
     directory = claim(options.runtime_directory, options.cid, options.name)
     with ExitStack() as stack:
         # Until it is started there is nothing to remember.
@@ -115,6 +120,7 @@ def run(
             parent_directory=options.runtime_directory / "parent",
             listen=options.listen,
             publish=options.publish,
+            cpu_list=options.cpu_list,
         )
         file.seek(0)
         enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid)
@@ -145,6 +151,20 @@ def run(
             directory.end(**ending)
             supervisor.tell_end(ending)
     return outcome
+
+
+def check_machine(memory: int, cpu_list: frozenset[int] | None) -> None:
+    """NotEnoughMemoryError, LaunchError when this machine cannot hold the enclave now."""
+    available = available_memory()
+    if available is not None and memory > available:
+        raise NotEnoughMemoryError(
+            f"memory: the enclave is to have {memory >> 20} MiB, this machine has {available >> 20} MiB available",
+            hint="a smaller --memory, or stop something: enclave ps",
+        )
+    there = os.sched_getaffinity(0)
+    if cpu_list is not None and not cpu_list <= there:
+        missing = ", ".join(str(cpu) for cpu in sorted(cpu_list - there)[:16])
+        raise LaunchError(f"CPUs {missing}: not among those that this process may use")
 
 
 def ending_of(end: Outcome | Error) -> dict[str, object]:

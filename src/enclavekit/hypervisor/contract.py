@@ -71,6 +71,8 @@ class LaunchSpec:
     """Where ports of the parent lead that the enclave dials."""
     publish: Sequence[tuple[HostAddress, int]] = ()
     """Ports of the host that lead to ports of the enclave."""
+    cpu_list: frozenset[int] | None = None
+    """The host's CPUs that it may run on; None for all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,10 @@ class QemuEnclave:
         alive, alive_qemu = os.pipe2(os.O_CLOEXEC)
         self._own(alive)
         inherited = [self._memory_fd, rom_fd, console_qemu.fileno(), transport_qemu.fileno(), control_qemu.fileno()]
+        everywhere = os.sched_getaffinity(0)
         try:
+            if self._spec.cpu_list is not None:  # which QEMU inherits, with all of its threads
+                os.sched_setaffinity(0, self._spec.cpu_list)
             self._process = subprocess.Popen(
                 [*self._carrier.command, *self._arguments(*inherited)],
                 stdin=subprocess.DEVNULL,
@@ -138,6 +141,7 @@ class QemuEnclave:
         except OSError as error:
             raise CarrierError(f"cannot run QEMU: {self._carrier.command[0]}: {error.strerror}") from error
         finally:
+            os.sched_setaffinity(0, everywhere)
             os.close(alive_qemu)
             for end in (console_qemu, transport_qemu, control_qemu):
                 end.close()

@@ -99,7 +99,7 @@ def test_a_signed_build(kernel: Path, rootfs: Path, capsys: pytest.CaptureFixtur
 
 def test_words_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["describe", "--json"]) == 2
-    assert error(capsys) == ("usage", "missing argument 'F.eif'", "enclave describe --help")
+    assert error(capsys) == ("usage", "missing argument 'F.eif|NAME'", "enclave describe --help")
     assert run_command(["fly", "--json"]) == 2
     assert error(capsys)[0] == "usage"
     assert run_command(["pcr", "--json"]) == 2
@@ -108,7 +108,7 @@ def test_words_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_errors_for_people_are_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["describe"]) == 2
-    assert capsys.readouterr().err == "enclave: missing argument 'F.eif'\nhint: enclave describe --help\n"
+    assert capsys.readouterr().err == "enclave: missing argument 'F.eif|NAME'\nhint: enclave describe --help\n"
 
 
 def test_not_an_eif(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -27,13 +29,19 @@ from enclavekit.codec.init_frames import (
     Value,
     encode,
 )
+from enclavekit.enclave import run as run_module
+from enclavekit.enclave.directory import claim
+from enclavekit.enclave.run import check_machine, ending_of
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import (
     BootError,
     CarrierError,
     EnclaveRefusedError,
+    Error,
     GuestError,
     GuestMemoryError,
+    LaunchError,
+    NotEnoughMemoryError,
     PanicError,
     ProtocolError,
 )
@@ -268,3 +276,60 @@ def test_a_hostile_init(enclave: FakeEnclave) -> None:
     enclave.init.sendall(b"\x03\xff\xff\xff\xff")
     with pytest.raises(ProtocolError):
         supervise(enclave).wait()
+
+
+def descriptors() -> list[str]:
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+def test_two_hundred_lives_leak_nothing(tmp_path: Path) -> None:
+    """Directories, control sockets, descriptors: as many after them as before."""
+
+    def life(number: int) -> None:
+        directory = claim(tmp_path / "run", name=f"e{number % 7}")
+        made = FakeEnclave()
+        supervisor = supervise(made)
+        supervisor.listen(directory.path, lambda: {"state": "running"})
+        os.eventfd_write(made.beat, 1)
+        made.init.sendall(encode(Hello()) + encode(Started()) + encode(Status(StatusKind.EXITED, number % 256)))
+        made.init.shutdown(socket.SHUT_WR)
+        made.end()
+        outcome = supervisor.wait()
+        made.close()
+        directory.end(**ending_of(outcome))
+        supervisor.tell_end(ending_of(outcome))
+        assert outcome == Outcome(exit_code=number % 256)
+
+    life(0)
+    gc.collect()
+    before = descriptors()
+    for number in range(200):
+        life(number)
+    gc.collect()
+    assert descriptors() == before
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["ended", "lock", "parent"]
+    assert len(list((tmp_path / "run/ended").iterdir())) == 64
+
+
+@pytest.mark.parametrize(
+    ("end", "record"),
+    [
+        (Outcome(exit_code=0), {"reason": "exited", "exit_code": 0, "signal": None}),
+        (Outcome(signal=9), {"reason": "signalled", "exit_code": None, "signal": 9}),
+        (Outcome(timed_out=True), {"reason": "timeout", "exit_code": None, "signal": None}),
+        (Outcome(stopped=True), {"reason": "stopped", "exit_code": None, "signal": None}),
+        (PanicError("x"), {"reason": "panic", "exit_code": None, "signal": None, "message": "x"}),
+    ],
+)
+def test_the_record_of_an_end(end: Outcome | Error, record: dict[str, object]) -> None:
+    assert ending_of(end) == record
+
+
+def test_what_a_machine_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "available_memory", lambda: 900 << 20)
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        check_machine(2048 << 20, None)
+    assert caught.value.message == ("memory: the enclave is to have 2048 MiB, this machine has 900 MiB available")
+    check_machine(900 << 20, frozenset(os.sched_getaffinity(0)))
+    with pytest.raises(LaunchError, match=r"^CPUs 4096: not among those that this process may use$"):
+        check_machine(1, frozenset([*os.sched_getaffinity(0), 4096]))
