@@ -136,7 +136,7 @@ def test_a_kernel_panic_is_told_from_an_end(enclave: Enclave, rootfs: Path) -> N
     )  # fmt: skip
     assert done.returncode == 125
     error = json.loads(done.stderr.splitlines()[-1])["error"]
-    assert error["code"] == "boot"
+    assert error["code"] == "panic"
     assert "Kernel panic - not syncing" in error["message"]
 
 

@@ -120,8 +120,9 @@ def wait(name: str, output: Output) -> int:
     directory = runtime_directory()
     path, state = find(directory, name, also_ended=True)
     if state.get("state") != "ended":
-        ask(path, {"command": "wait"}, timeout_s=None)
-        state = _ended_state(directory, path)
+        with contextlib.suppress(NoEnclaveError):  # it has just ended
+            ask(path, {"command": "wait"}, timeout_s=None)
+        state = _ended_state(directory, state)
     return _report(state, output)
 
 
@@ -139,28 +140,28 @@ def wait(name: str, output: Output) -> int:
 def stop(names: tuple[str, ...], grace: float, output: Output) -> None:
     """Ask enclaves' applications to end, then end the enclaves, and wait for that."""
     directory = runtime_directory()
-    found = [find(directory, name)[0] for name in names]
-    for path in found:
+    found = [find(directory, name) for name in names]
+    for path, _ in found:
         with contextlib.suppress(NoEnclaveError):
             ask(path, {"command": "stop", "grace_s": grace})
     states = []
-    for path in found:
+    for path, state in found:
         with contextlib.suppress(NoEnclaveError):
             ask(path, {"command": "wait"}, timeout_s=grace + STOP_MARGIN_S)
-        states.append(_ended_state(directory, path))
+        states.append(_ended_state(directory, state))
     output.show(
         {"schema": 1, "enclaves": states},
         lambda console: console.print("\n".join(f"{one['name']}: {_ending(one)}" for one in states), markup=False),
     )
 
 
-def _ended_state(directory: Path, path: Path) -> State:
+def _ended_state(directory: Path, before: State) -> State:
     """How it ended; of one whose process was killed, the sweep says so."""
     running(directory)
     for state in reversed(ended(directory)):
-        if state.get("id") == path.name:
+        if state.get("id") == before["id"]:
             return state
-    return {"id": path.name, "name": path.name, "reason": "killed", "exit_code": None, "signal": None}
+    return {**before, "reason": "killed", "exit_code": None, "signal": None}  # not even its record is left
 
 
 def _report(state: State, output: Output) -> int:

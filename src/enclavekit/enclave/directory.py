@@ -64,9 +64,11 @@ class EnclaveDirectory:
 
     def end(self, **state: Any) -> None:  # noqa: ANN401 - JSON
         """It has ended: give id and CID back, keep what is worth knowing. A full disk loses no more than that."""
-        with suppress(OSError):
-            self.write_state(state="ended", ended=time.time(), **state)
-        _retire(self.path)
+        # Whoever looks sees it among those that run, with all it has, or among the ended ones.
+        with suppress(OSError), locked(self.path.parent / "lock"):
+            with suppress(OSError):
+                self.write_state(state="ended", ended=time.time(), **state)
+            _retire(self.path)
         os.close(self._lock)
 
     def remove(self) -> None:

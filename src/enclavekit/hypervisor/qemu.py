@@ -103,23 +103,10 @@ class QemuEnclave:
             raise LaunchError("start: the enclave has no memory or no CPU")
         cid = FIRST_CID if cid is None else cid
         console, console_qemu = self._socketpair()
-        transport, transport_qemu = self._socketpair()
         control, control_qemu = self._socketpair()
         heartbeat = self._own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._stderr = self._own(os.memfd_create("qemu-stderr", os.MFD_CLOEXEC))
-        self._backend = VsockBackend(
-            transport=transport,
-            guest_cid=cid,
-            enclave_id=self._spec.enclave_id,
-            directory=self._spec.directory,
-            parent_directory=self._spec.parent_directory,
-            listen=self._spec.listen,
-            publish=self._spec.publish,
-            on_heartbeat=lambda: os.eventfd_write(heartbeat, 1),
-            on_failure=self._device_failed,
-        )
-        self._cleanup.callback(self._backend.close)
-        self._backend.start()
+        transport_qemu = self._start_device(cid, heartbeat)
         rom_fd = self._compose_rom()
         alive, alive_qemu = os.pipe2(os.O_CLOEXEC)
         self._own(alive)
@@ -149,6 +136,24 @@ class QemuEnclave:
         self._console, self._alive, self._heartbeat = console, alive, heartbeat
         self._qmp = Qmp(control)
         return cid
+
+    def _start_device(self, cid: int, heartbeat: int) -> socket.socket:
+        """Our vsock device; QEMU's end of its vhost-user connection."""
+        transport, transport_qemu = self._socketpair()
+        self._backend = VsockBackend(
+            transport=transport,
+            guest_cid=cid,
+            enclave_id=self._spec.enclave_id,
+            directory=self._spec.directory,
+            parent_directory=self._spec.parent_directory,
+            listen=self._spec.listen,
+            publish=self._spec.publish,
+            on_heartbeat=lambda: os.eventfd_write(heartbeat, 1),
+            on_failure=self._device_failed,
+        )
+        self._cleanup.callback(self._backend.close)
+        self._backend.start()
+        return transport_qemu
 
     @property
     def _ends_with_us(self) -> bool:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from enclavekit.enclave import directory
 from enclavekit.enclave.directory import claim, ended, find, running
 from enclavekit.errors import FileError, LaunchError, NoEnclaveError
+from enclavekit.linux.locks import locked
 
 
 @pytest.fixture
@@ -156,6 +158,21 @@ def test_one_whose_process_was_killed_is_remembered_as_that(runtime: Path) -> No
     (state,) = ended(runtime)
     assert (state["name"], state["reason"], state["state"]) == ("victim", "killed", "ended")
     assert sorted(path.name for path in runtime.iterdir()) == ["ended", "lock", "parent"]
+
+
+def test_who_looks_sees_it_running_or_ended(runtime: Path) -> None:
+    one = claim(runtime)
+    (one.path / "control.sock").touch()
+    with locked(runtime / "lock"):
+        ending = threading.Thread(target=one.end, kwargs={"reason": "exited"})
+        ending.start()
+        ending.join(0.2)
+        assert ending.is_alive()
+        assert sorted(path.name for path in one.path.iterdir()) == ["control.sock", "lock", "state.json"]
+        assert ended(runtime) == []
+    ending.join()
+    assert running(runtime) == []
+    assert [state["reason"] for state in ended(runtime)] == ["exited"]
 
 
 def test_only_the_last_that_ended_are_kept(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
