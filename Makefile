@@ -38,6 +38,7 @@ bench: $(STAMP) runtime programs
 	$(PYTHON) bench/eif.py
 	$(PYTHON) bench/image.py
 	$(PYTHON) bench/boot.py
+	$(PYTHON) bench/vsock.py
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format .

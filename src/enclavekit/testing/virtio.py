@@ -15,6 +15,7 @@ from enclavekit.virtio.queue import (
     DESCRIPTOR,
     RING_HEADER_SIZE,
     USED_ELEMENT,
+    VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
     Virtqueue,
@@ -25,6 +26,8 @@ from enclavekit.virtio.queue import (
 from enclavekit.virtio.vsock_packet import HEADER, PARENT_CID, TYPE_STREAM, Header, Op
 
 ALIGNMENT = 16
+TABLE_LENGTH = 8
+"""Descriptors in the table that an indirect one stands for."""
 
 
 class MockQueue:
@@ -38,7 +41,8 @@ class MockQueue:
         self.available_gpa = gpa + descriptors_size(size)
         self.used_gpa = -(-(self.available_gpa + available_size(size)) // ALIGNMENT) * ALIGNMENT
         self._slots_gpa = -(-(self.used_gpa + used_size(size)) // ALIGNMENT) * ALIGNMENT
-        self.end = self._slots_gpa + size * slot
+        self._tables_gpa = self._slots_gpa + size * slot
+        self.end = self._tables_gpa + size * TABLE_LENGTH * DESCRIPTOR.size
         self._slot = slot
         self._memory = memory
         self._available_index = 0
@@ -54,8 +58,8 @@ class MockQueue:
 
     # As a good driver does
 
-    def add(self, readable: Sequence[bytes] = (), writable: Sequence[int] = ()) -> int:
-        """Make a chain available, a descriptor a part; returns its head."""
+    def add(self, readable: Sequence[bytes] = (), writable: Sequence[int] = (), *, indirect: bool = False) -> int:
+        """Make a chain available, a descriptor a part; returns its head. Indirect: in a table of its own."""
         parts = [(len(data), False) for data in readable] + [(length, True) for length in writable]
         if len(parts) > len(self._free) or any(length > self._slot for length, _ in parts):
             raise ValueError(f"{self.name} queue: no room for a chain of {len(parts)} descriptors")
@@ -63,10 +67,14 @@ class MockQueue:
         for data, (index, _, _) in zip(readable, chain, strict=False):
             start = self.buffer_gpa(index)
             self._memory[start : start + len(data)] = data
-        for (index, length, write), following in zip(chain, [*chain[1:], None], strict=True):
-            flags = (VIRTQ_DESC_F_WRITE if write else 0) | (VIRTQ_DESC_F_NEXT if following else 0)
-            self.describe(index, self.buffer_gpa(index), length, flags, following[0] if following else 0)
         head = chain[0][0]
+        table = self.table_gpa(head) if indirect else self.gpa
+        places = list(range(len(chain))) if indirect else [index for index, _, _ in chain]
+        for place, (index, length, write), following in zip(places, chain, [*places[1:], None], strict=True):
+            flags = (VIRTQ_DESC_F_WRITE if write else 0) | (0 if following is None else VIRTQ_DESC_F_NEXT)
+            self.describe(place, self.buffer_gpa(index), length, flags, following or 0, table=table)
+        if indirect:
+            self.describe(head, table, len(chain) * DESCRIPTOR.size, VIRTQ_DESC_F_INDIRECT)
         self._chains[head] = chain
         self.offer(head)
         return head
@@ -92,9 +100,16 @@ class MockQueue:
         """Where the buffer of descriptor ``index`` is."""
         return self._slots_gpa + index * self._slot
 
-    def describe(self, index: int, address: int, length: int, flags: int = 0, following: int = 0) -> None:
-        """Write a descriptor."""
-        DESCRIPTOR.pack_into(self._memory, self.gpa + index * DESCRIPTOR.size, address, length, flags, following)
+    def table_gpa(self, head: int) -> int:
+        """Where the table of an indirect descriptor is."""
+        return self._tables_gpa + head * TABLE_LENGTH * DESCRIPTOR.size
+
+    def describe(
+        self, index: int, address: int, length: int, flags: int = 0, following: int = 0, *, table: int | None = None
+    ) -> None:
+        """Write a descriptor, into the queue's table or another one."""
+        start = self.gpa if table is None else table
+        DESCRIPTOR.pack_into(self._memory, start + index * DESCRIPTOR.size, address, length, flags, following)
 
     def offer(self, head: int) -> None:
         """Put a number into the available ring."""
@@ -112,7 +127,7 @@ class MockQueue:
         """The used ring's idx."""
         return int.from_bytes(self._memory[self.used_gpa + 2 : self.used_gpa + 4], "little")
 
-    def for_device(self, memory: GuestMemory, base: int = 0) -> Virtqueue:
+    def for_device(self, memory: GuestMemory, base: int = 0, *, indirect: bool = True) -> Virtqueue:
         """The device's side of it; its interrupts are counted."""
         return Virtqueue(
             self.name,
@@ -122,6 +137,7 @@ class MockQueue:
             available=memory.view(self.available_gpa, available_size(self.size)),
             used=memory.view(self.used_gpa, used_size(self.size)),
             base=base,
+            indirect=indirect,
             interrupt=self._interrupt,
         )
 
@@ -135,13 +151,14 @@ class PacketLayout(Enum):
     ONE = "header and payload together"
     TWO = "header, then payload"
     MANY = "pieces, cut anywhere"
+    INDIRECT = "header, then payload, in a table"
 
     def parts(self, size: int) -> list[int]:
         """Lengths of the descriptors of a packet of ``size`` bytes, header included."""
         match self:
             case PacketLayout.ONE:
                 return [size]
-            case PacketLayout.TWO:
+            case PacketLayout.TWO | PacketLayout.INDIRECT:
                 return [HEADER.size, size - HEADER.size] if size > HEADER.size else [size]
             case PacketLayout.MANY:
                 lengths = [20, 20, 5]
@@ -173,7 +190,7 @@ class MockVsockDriver:
         parts = self.layout.parts(self.slot)
         for _ in range(self.rx.size // len(parts) if count is None else count):
             try:
-                self.rx.add(writable=parts)
+                self.rx.add(writable=parts, indirect=self.layout is PacketLayout.INDIRECT)
             except ValueError:
                 return
 
@@ -207,7 +224,7 @@ class MockVsockDriver:
         for length in self.layout.parts(len(packet)):
             pieces.append(packet[position : position + length])
             position += length
-        self.tx.add(readable=pieces)
+        self.tx.add(readable=pieces, indirect=self.layout is PacketLayout.INDIRECT)
 
     def receive(self, *, refill: bool = True) -> list[tuple[Header, bytes]]:
         """Packets that came, and new buffers in their place."""

@@ -3,7 +3,9 @@
 
 Source: virtio 1.2 §2.7. Three arrays in guest memory, little-endian: descriptors {addr u64, len u32, flags u16,
 next u16}; the available ring {flags u16, idx u16, ring u16[size]}, written by the driver; the used ring {flags u16,
-idx u16, ring {id u32, len u32}[size]}, written by us. INDIRECT and EVENT_IDX are not offered, so not understood.
+idx u16, ring {id u32, len u32}[size]}, written by us. With INDIRECT, a descriptor may stand for a table of descriptors
+elsewhere. EVENT_IDX is not offered: it needs a fence between the store of one index and the load of another, which
+Python cannot promise.
 
 The driver is not trusted: whatever breaks the rules raises ``VirtqueueError``, and the queue is not to be used again.
 Order of stores: CPython stores in program order and x86 keeps it, so an element is visible before the index that
@@ -38,6 +40,7 @@ USED_ELEMENT = Struct(
 VIRTQ_DESC_F_NEXT = 1
 VIRTQ_DESC_F_WRITE = 2
 VIRTQ_DESC_F_INDIRECT = 4
+VIRTIO_F_INDIRECT_DESC = 1 << 28
 
 RING_HEADER_SIZE = 4
 """flags and idx, before either ring's elements."""
@@ -79,6 +82,7 @@ class Virtqueue:
         available: memoryview,
         used: memoryview,
         base: int = 0,
+        indirect: bool = False,
         interrupt: Callable[[], None],
     ) -> None:
         self.name = name
@@ -88,6 +92,7 @@ class Virtqueue:
         self._available = available[: available_size(size)].cast("H")
         self._used = used[: used_size(size)]
         self._used_index = self._used[:RING_HEADER_SIZE].cast("H")
+        self._indirect = indirect
         self._interrupt = interrupt
         self._next = base
         self._next_used = self._used_index[1]
@@ -113,12 +118,17 @@ class Virtqueue:
 
         readable: list[memoryview] = []
         writable: list[memoryview] = []
-        for _ in range(self._size):
-            if index >= self._size:
-                raise VirtqueueError(f"{self.name} queue: descriptor {index} is not in a table of {self._size}")
-            address, length, flags, following = DESCRIPTOR.unpack_from(self._descriptors, index * DESCRIPTOR.size)
+        table, entries = self._descriptors, self._size
+        for _ in range(self._size + 1):  # one may stand for others
+            if index >= entries:
+                raise VirtqueueError(f"{self.name} queue: descriptor {index} is not in a table of {entries}")
+            address, length, flags, following = DESCRIPTOR.unpack_from(table, index * DESCRIPTOR.size)
             if flags & VIRTQ_DESC_F_INDIRECT:
-                raise VirtqueueError(f"{self.name} queue: descriptor {index} is indirect, which was not offered")
+                if table is not self._descriptors:
+                    raise VirtqueueError(f"{self.name} queue: descriptor {index} of a table is indirect itself")
+                table = self._table(index, address, length, flags)
+                entries, index = length // DESCRIPTOR.size, 0
+                continue
             if not length:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is empty")
             if flags & VIRTQ_DESC_F_WRITE:
@@ -131,6 +141,17 @@ class Virtqueue:
                 return Chain(head, readable, writable)
             index = following
         raise VirtqueueError(f"{self.name} queue: the chain from descriptor {head} has no end")
+
+    def _table(self, index: int, address: int, length: int, flags: int) -> memoryview:
+        """What an indirect descriptor stands for: at most as many as the queue has, and the chain's last part."""
+        where = f"{self.name} queue: descriptor {index}"
+        if not self._indirect:
+            raise VirtqueueError(f"{where} is indirect, which was not agreed on")
+        if flags & VIRTQ_DESC_F_NEXT:
+            raise VirtqueueError(f"{where} is indirect and has a next one")
+        if not length or length % DESCRIPTOR.size or length > descriptors_size(self._size):
+            raise VirtqueueError(f"{where}: table of {length} bytes, expected 1 to {self._size} descriptors")
+        return self._memory.view(address, length)
 
     def put_back(self, count: int) -> None:
         """Forget the last ``count`` chains that were popped and not pushed: they are available again."""

@@ -17,7 +17,14 @@ from typing import NamedTuple, Protocol
 
 from enclavekit.errors import ProtocolError
 from enclavekit.virtio.memory import GuestMemory, MemoryRegion
-from enclavekit.virtio.queue import MAX_SIZE, Virtqueue, available_size, descriptors_size, used_size
+from enclavekit.virtio.queue import (
+    MAX_SIZE,
+    VIRTIO_F_INDIRECT_DESC,
+    Virtqueue,
+    available_size,
+    descriptors_size,
+    used_size,
+)
 from enclavekit.virtio.vhost_user_message import (
     CONFIG_HEADER,
     HEADER,
@@ -355,6 +362,7 @@ class VhostUser:
             available=self._view(self._memory, ring.addresses.available, available_size(ring.size)),
             used=self._view(self._memory, ring.addresses.used, used_size(ring.size)),
             base=ring.base,
+            indirect=bool(self._features & VIRTIO_F_INDIRECT_DESC),
             interrupt=ring.interrupt,
         )
         try:

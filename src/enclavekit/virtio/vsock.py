@@ -18,7 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 from enclavekit.errors import VirtqueueError
-from enclavekit.virtio.queue import MAX_SIZE, Chain, Virtqueue
+from enclavekit.virtio.queue import MAX_SIZE, VIRTIO_F_INDIRECT_DESC, Chain, Virtqueue
 from enclavekit.virtio.vsock_connection import Connection, Event
 from enclavekit.virtio.vsock_host import Outcome, Route, Stream, Timer
 from enclavekit.virtio.vsock_packet import (
@@ -105,7 +105,7 @@ def split(parts: list[memoryview], size: int) -> tuple[list[memoryview], list[me
 class VsockDevice:
     """The device of the guest ``guest_cid``. ``routes`` says who lives at which CID and may change at any time."""
 
-    features = VIRTIO_F_VERSION_1
+    features = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC
     queue_count = 2
 
     def __init__(

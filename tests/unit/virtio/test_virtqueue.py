@@ -164,11 +164,86 @@ def test_readable_after_writable() -> None:
     assert broken(rig) == "tx queue: descriptor 1 is readable after writable ones"
 
 
-def test_indirect() -> None:
+def test_an_indirect_descriptor_stands_for_its_table() -> None:
     rig = Rig()
+    head = rig.driver.add(readable=[b"abc", b"de"], writable=[4, 8], indirect=True)
+    chain = rig.device.pop()
+    assert chain is not None
+    assert chain.head == head
+    assert [bytes(part) for part in chain.readable] == [b"abc", b"de"]
+    assert [len(part) for part in chain.writable] == [4, 8]
+    assert rig.device.pop() is None
+
+
+def test_an_indirect_descriptor_may_end_a_chain() -> None:
+    rig = Rig()
+    table = rig.driver.table_gpa(1)
+    rig.driver.describe(0, rig.driver.buffer_gpa(0), 3, NEXT, 1)
+    rig.driver.describe(1, table, 16, VIRTQ_DESC_F_INDIRECT)
+    rig.driver.describe(0, rig.driver.buffer_gpa(1), 5, table=table)
+    rig.driver.offer(0)
+    chain = rig.device.pop()
+    assert chain is not None
+    assert [len(part) for part in chain.readable] == [3, 5]
+
+
+def test_a_table_as_long_as_the_queue() -> None:
+    rig = Rig()
+    table = rig.driver.table_gpa(0)
+    for index in range(SIZE):
+        rig.driver.describe(index, 0, 1, NEXT if index < SIZE - 1 else 0, index + 1, table=table)
+    rig.driver.describe(0, table, SIZE * 16, VIRTQ_DESC_F_INDIRECT)
+    rig.driver.offer(0)
+    chain = rig.device.pop()
+    assert chain is not None
+    assert len(chain.readable) == SIZE
+
+
+@pytest.mark.parametrize(
+    ("length", "flags", "entry", "message"),
+    [
+        (16, NEXT, (0, 1, 0, 0), "descriptor 0 is indirect and has a next one"),
+        (0, 0, (0, 1, 0, 0), "descriptor 0: table of 0 bytes, expected 1 to 8 descriptors"),
+        (24, 0, (0, 1, 0, 0), "descriptor 0: table of 24 bytes, expected 1 to 8 descriptors"),
+        (9 * 16, 0, (0, 1, 0, 0), "descriptor 0: table of 144 bytes, expected 1 to 8 descriptors"),
+        (16, 0, (0, 1, VIRTQ_DESC_F_INDIRECT, 0), "descriptor 0 of a table is indirect itself"),
+        (16, 0, (0, 1, NEXT, 1), "descriptor 1 is not in a table of 1"),
+        (32, 0, (0, 1, NEXT, 0), "the chain from descriptor 0 has no end"),
+        (16, 0, (0, 0, 0, 0), "descriptor 0 is empty"),
+    ],
+)
+def test_tables_that_lie(length: int, flags: int, entry: tuple[int, int, int, int], message: str) -> None:
+    rig = Rig()
+    table = rig.driver.table_gpa(0)
+    rig.driver.describe(*(0, *entry), table=table)
+    rig.driver.describe(0, table, length, flags | VIRTQ_DESC_F_INDIRECT, 1)
+    rig.driver.offer(0)
+    assert broken(rig) == f"tx queue: {message}"
+
+
+def test_a_table_in_a_table() -> None:
+    rig = Rig()
+    table = rig.driver.table_gpa(0)
+    rig.driver.describe(0, 0, 1, NEXT, 1, table=table)
+    rig.driver.describe(1, table, 16, VIRTQ_DESC_F_INDIRECT, table=table)
+    rig.driver.describe(0, table, 32, VIRTQ_DESC_F_INDIRECT)
+    rig.driver.offer(0)
+    assert broken(rig) == "tx queue: descriptor 1 of a table is indirect itself"
+
+
+def test_a_table_outside_of_memory() -> None:
+    rig = Rig()
+    rig.driver.describe(0, 0x1_0000, 16, VIRTQ_DESC_F_INDIRECT)
+    rig.driver.offer(0)
+    assert "are not in one region" in broken(rig)
+
+
+def test_an_indirect_descriptor_that_was_not_agreed_on() -> None:
+    rig = Rig()
+    rig.device = rig.driver.for_device(rig.memory, indirect=False)
     rig.driver.describe(0, 0, 16, VIRTQ_DESC_F_INDIRECT)
     rig.driver.offer(0)
-    assert broken(rig) == "tx queue: descriptor 0 is indirect, which was not offered"
+    assert broken(rig) == "tx queue: descriptor 0 is indirect, which was not agreed on"
 
 
 def test_empty_descriptor() -> None:

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast vsock is: throughput both ways, round trips and connections, ours and the Rust vhost-device-vsock's.
+
+One guest program (bench/guest/vsock.c) in one image per kernel; the host's side, in a process of its own, is the same
+for both devices, which take turns. The other device needs a guest kernel that it works with, Debian 12's 6.1:
+
+    python bench/vsock.py [--rounds N] [--integrity GIB] [--other vhost-device-vsock --kernel vmlinuz --modules DIR]
+
+Without --other, ours alone with the runtime's kernel. Figures are medians; CRC-32 of all that went each way proves the
+integrity. Debian's package vhost-device-vsock has the program, linux-image-6.1*-cloud-amd64 kernel and modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from enclavekit import eif
+from enclavekit.eif import Arch, BytesContent, FileContent, Section, SectionType
+from enclavekit.eif.layout import HEADER_SIZE, SECTION_HEADER_SIZE
+from enclavekit.enclave.run import plan
+from enclavekit.environment import data_directory, qemu_environment
+from enclavekit.hypervisor.accel import Accel
+from enclavekit.hypervisor.contract import LaunchSpec, Mode
+from enclavekit.hypervisor.launch import launch
+from enclavekit.hypervisor.qemu import QemuCarrier, QemuEnclave
+from enclavekit.image.boot import boot_ramdisk
+from enclavekit.image.kernel import open_kernel
+from enclavekit.image.modules import resolve
+from enclavekit.runtime import Kernel, find_kernel, find_qemu
+from enclavekit.virtio.host_sockets import SOCKET_NAME, socket_path
+
+GUEST = Path(__file__).with_name("guest") / "vsock.c"
+CMDLINE = "reboot=k panic=1 pci=off console=ttyS0 quiet i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd"
+MEMORY = 256 << 20
+CONTROL, DATA = 5000, 5001
+BUFFER = 1 << 20
+CHUNKS = (4 << 10, 64 << 10, 256 << 10)
+STREAMS = (1, 32)
+SIZE = 128 << 20
+PINGS, DIALS = 1000, 300
+TIMEOUT_S, LONG_TIMEOUT_S = 60, 3600
+ATTEMPTS = 4
+GOALS = {"guest to host": 1.3, "host to guest": 1.0}
+
+
+class OtherDevice(QemuEnclave):
+    """An enclave with somebody else's vsock device."""
+
+    program = ""
+
+    def _start_device(self, cid: int, heartbeat: int) -> socket.socket:
+        del heartbeat
+        directory = self._spec.directory
+        process = subprocess.Popen(
+            [
+                *(self.program, "--guest-cid", str(cid), "--socket", directory / "device.sock"),
+                *("--uds-path", directory / SOCKET_NAME),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._cleanup.callback(process.wait)
+        self._cleanup.callback(process.kill)
+        ours = socket.socket(socket.AF_UNIX)
+        self._cleanup.callback(ours.close)
+        for _ in range(100):
+            try:
+                ours.connect(str(directory / "device.sock"))
+                break
+            except OSError:
+                time.sleep(0.05)
+        return ours
+
+
+def enclave(directory: Path, program: str) -> None:
+    """In a process of its own: run directory/image until standard input ends."""
+    qemu = find_qemu(data_directory() / "runtime")
+    carrier = QemuCarrier(qemu.command, {**qemu_environment(), **qemu.environment}, qemu.version, Accel.TCG)
+    OtherDevice.program = program
+    with (directory / "image").open("rb") as file:
+        planned = plan(file, MEMORY, datetime.now(UTC))
+        spec = LaunchSpec(
+            enclave_id="bench",
+            memory=MEMORY,
+            cpus=1,
+            image_size=planned.image.size,
+            discovery=planned.discovery,
+            directory=directory,
+        )
+        file.seek(0)
+        create = (lambda spec: OtherDevice(carrier, spec)) if program else carrier.create
+        with_device = launch(create, spec, file, mode=Mode.PRODUCTION, cid=16)
+    try:
+        sys.stdin.buffer.read()
+    finally:
+        with_device.close()
+
+
+def guest_program(directory: Path) -> bytes:
+    """bench/guest/vsock.c, by the compiler that also compiles init."""
+    made = directory / "guest"
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-O2", "-static", "-s", "-w"]
+    subprocess.run([*command, "-o", made, GUEST], check=True)
+    return made.read_bytes()
+
+
+def make_image(kernel: Kernel, program: bytes, path: Path) -> None:
+    """An EIF of kernel, modules, and the program as init."""
+    with kernel.path.open("rb") as file, path.open("w+b") as out:
+        release = open_kernel(file, kernel.path).release
+        ramdisk = boot_ramdisk(program, resolve(kernel.modules, arch=Arch.X86_64, release=release).modules)
+        content = FileContent(file, 0, kernel.path.stat().st_size, str(kernel.path))
+        offset = HEADER_SIZE + 3 * SECTION_HEADER_SIZE + content.size + len(CMDLINE)
+        metadata = b"{}" + b" " * (-(offset + 2 + SECTION_HEADER_SIZE) % 4096)
+        sections = [
+            Section(SectionType.KERNEL, content),
+            Section(SectionType.CMDLINE, BytesContent(CMDLINE.encode())),
+            Section(SectionType.METADATA, BytesContent(metadata)),
+            Section(SectionType.RAMDISK, ramdisk),
+        ]
+        eif.write(out, sections, arch=Arch.X86_64)
+
+
+class Guest:
+    """A running guest, told what to do over its control connection."""
+
+    def __init__(self, control: socket.socket, data: socket.socket) -> None:
+        self._control = control
+        self._file = control.makefile("rw", encoding="ascii", newline="\n")
+        self._data = data
+        self._hear("ready")
+
+    def _hear(self, word: str) -> str:
+        line = self._file.readline().split()
+        if not line or line[0] != word:
+            raise ConnectionError(f"the guest said {line}, expected {word}")
+        return line[-1]
+
+    def _tell(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def stream(self, *, sends: bool, size: int, chunk: int, streams: int, hashes: bool = False) -> float:
+        """MB/s of ``size`` bytes in all."""
+        each = size // streams // 8 * 8
+        timeout_s = LONG_TIMEOUT_S if hashes else TIMEOUT_S
+        self._control.settimeout(timeout_s)
+        crcs: list[int] = []
+        failures: list[OSError] = []
+
+        def serve(connection: socket.socket) -> None:
+            try:
+                if sends:
+                    crcs.append(_take(connection, each, hashes=hashes))
+                else:
+                    crcs.append(_give(connection, each, chunk, hashes=hashes))
+            except OSError as error:
+                failures.append(error)
+
+        start = time.perf_counter()
+        self._tell(f"{'send' if sends else 'take'} {each} {chunk} {streams} {int(hashes)}")
+        threads = []
+        for _ in range(streams):
+            connection, _ = self._data.accept()
+            connection.settimeout(timeout_s)
+            threads.append(threading.Thread(target=serve, args=(connection,)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+        passed = time.perf_counter() - start
+        if failures:
+            raise failures[0]
+        said = int(self._hear("sent" if sends else "took"))
+        if hashes and crcs != [said]:
+            raise SystemExit(f"INTEGRITY: {each} bytes, CRC-32 {said:08x} in the guest, {crcs[0]:08x} on the host")
+        return each * streams / passed / 1e6
+
+    def ping(self, count: int) -> float:
+        """Median microseconds of a round trip of 64 bytes."""
+        self._tell(f"ping {count}")
+        connection, _ = self._data.accept()
+        times = []
+        with connection:
+            connection.settimeout(TIMEOUT_S)
+            for _ in range(count):
+                start = time.perf_counter()
+                connection.sendall(bytes(64))
+                connection.recv(64, socket.MSG_WAITALL)
+                times.append(time.perf_counter() - start)
+        self._hear("done")
+        return statistics.median(times) * 1e6
+
+    def dial(self, count: int) -> float:
+        """Connections per second, one after the other."""
+        start = time.perf_counter()
+        self._tell(f"dial {count}")
+        for _ in range(count):
+            self._data.accept()[0].close()
+        self._hear("done")
+        return count / (time.perf_counter() - start)
+
+    def all(self) -> dict[str, float]:
+        """One round of everything."""
+        self.stream(sends=True, size=8 << 20, chunk=CHUNKS[1], streams=1)  # warms up
+        found = {}
+        for sends, way in ((True, "guest to host"), (False, "host to guest")):
+            for chunk in CHUNKS:
+                for streams in STREAMS:
+                    name = f"{way}, {chunk >> 10} KiB, {streams} stream{'s' if streams > 1 else ''} (MB/s)"
+                    size = SIZE // 4 if chunk == CHUNKS[0] else SIZE
+                    found[name] = self.stream(sends=sends, size=size, chunk=chunk, streams=streams)
+        found["round trip (us)"] = self.ping(PINGS)
+        found["connections (1/s)"] = self.dial(DIALS)
+        return found
+
+
+def _take(connection: socket.socket, size: int, *, hashes: bool) -> int:
+    """By its size: not every device tells the end of one direction."""
+    crc, view = 0, memoryview(bytearray(BUFFER))
+    with connection:
+        while size and (count := connection.recv_into(view)):
+            size -= count
+            if hashes:
+                crc = zlib.crc32(view[:count], crc)
+    return crc
+
+
+def _give(connection: socket.socket, size: int, chunk: int, *, hashes: bool) -> int:
+    crc, data = 0, bytearray(os.urandom(chunk))
+    view = memoryview(data)
+    with connection:
+        for at in range(0, size, chunk):
+            part = view[: min(chunk, size - at)]
+            if hashes:
+                data[:8] = at.to_bytes(8, "little")  # no two chunks are the same
+                crc = zlib.crc32(part, crc)
+            connection.sendall(part)
+        connection.recv(1)  # it has it all
+    return crc
+
+
+@contextmanager
+def running(image: Path, program: str = "") -> Iterator[Guest]:
+    with tempfile.TemporaryDirectory() as temporary, socket.socket(socket.AF_UNIX) as ports:
+        directory = Path(temporary)
+        (directory / "image").symlink_to(image)
+        with socket.socket(socket.AF_UNIX) as control:
+            for listener, port in ((control, CONTROL), (ports, DATA)):
+                with socket_path(directory, f"{SOCKET_NAME}_{port}") as path:
+                    listener.bind(path)
+                listener.listen(128)
+                listener.settimeout(TIMEOUT_S)
+            command: list[str | Path] = [sys.executable, __file__, "--enclave", directory, "--other", program]
+            with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+                try:
+                    connection, _ = control.accept()
+                    with connection:
+                        yield Guest(connection, ports)
+                finally:
+                    assert process.stdin is not None
+                    process.stdin.close()
+                    process.wait()
+
+
+def one_round(image: Path, program: str = "") -> dict[str, float]:
+    """Of a fresh guest; of another one if it fails, which one of the devices does."""
+    for attempt in range(ATTEMPTS):
+        try:
+            with running(image, program) as guest:
+                return guest.all()
+        except OSError as error:
+            print(f"{program or 'ours'}: failed, attempt {attempt + 1}: {error!r}", flush=True)
+    raise SystemExit(f"{program or 'ours'}: failed {ATTEMPTS} times")
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {name: round(statistics.median(one[name] for one in rounds), 1) for name in rounds[0]}
+
+
+def compare(ours: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """Ours by the other's, of each figure."""
+    return {name: round(ours[name] / other[name], 2) for name in ours}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--integrity", type=float, default=10, metavar="GIB", help="each way; 0 for none")
+    parser.add_argument("--other", default=shutil.which("vhost-device-vsock") or "", metavar="PROGRAM")
+    parser.add_argument("--kernel", type=Path)
+    parser.add_argument("--modules", type=Path)
+    parser.add_argument("--enclave", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.enclave:
+        enclave(options.enclave, options.other)
+        return
+    result: dict[str, object] = {"rounds": options.rounds}
+    with tempfile.TemporaryDirectory() as temporary:
+        image, old_image = Path(temporary) / "image", Path(temporary) / "old"
+        program = guest_program(Path(temporary))
+        make_image(find_kernel(data_directory() / "runtime"), program, image)
+        if options.other and options.kernel:
+            make_image(
+                Kernel(name=options.kernel.name, path=options.kernel, modules=options.modules), program, old_image
+            )
+            ours, other = [], []
+            for _ in range(options.rounds):
+                ours.append(one_round(old_image))
+                other.append(one_round(old_image, options.other))
+            result |= {"ours": medians(ours), "other": medians(other)}
+            result["ratio"] = compare(medians(ours), medians(other))
+            for name, ratio in compare(medians(ours), medians(other)).items():
+                goal = next((f", goal: at least {goal}" for way, goal in GOALS.items() if name.startswith(way)), "")
+                goal = ", goal: at most 1.0" if name.startswith("round trip") else goal
+                print(f"{name}: {medians(ours)[name]} against {medians(other)[name]}: {ratio}{goal}", flush=True)
+        else:
+            print("no comparison: it needs --other, --kernel and --modules")
+        with running(image) as guest:
+            alone = guest.all()
+            result["default_guest"] = {name: round(figure, 1) for name, figure in alone.items()}
+            for name, figure in alone.items():
+                print(f"default guest, {name}: {figure:.1f}", flush=True)
+            if options.integrity:
+                size = int(options.integrity * (1 << 30)) // 8 * 8
+                for sends, way in ((True, "guest to host"), (False, "host to guest")):
+                    speed = guest.stream(sends=sends, size=size, chunk=CHUNKS[1], streams=1, hashes=True)
+                    print(f"integrity, {way}: {size >> 20} MiB, CRC-32 equal, {speed:.0f} MB/s", flush=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
