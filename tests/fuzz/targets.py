@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/eif"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit/virtio"))
 
 import atheris
 
@@ -31,6 +32,8 @@ with atheris.instrument_imports(include=["enclavekit"]):
 
 from hostile_images import good, hostile_images
 from signing_keys import certificate
+from test_vsock_fuzz import check_bounds, step
+from vsock_rig import Rig
 
 
 def fuzz_eif(data: bytes) -> None:
@@ -83,11 +86,51 @@ def fuzz_cpio(data: bytes) -> None:
             unpack(ramdisk, Path(directory))
 
 
+def fuzz_vsock(data: bytes) -> None:
+    """A driver that writes anything anywhere, and sends packets, while the host does what it likes."""
+    chosen = atheris.FuzzedDataProvider(data)
+    rig = Rig(size=8, slot=256)
+    for _ in range(64):
+        if not chosen.remaining_bytes():
+            break
+        queue = chosen.PickValueInList([rig.guest.rx, rig.guest.tx])
+        match chosen.ConsumeIntInRange(0, 5):
+            case 0:
+                op, source, port = (chosen.ConsumeInt(4) & 0xFFFFFFFF for _ in range(3))
+                names = ("flags", "buf_alloc", "fwd_cnt")
+                fields = {name: chosen.ConsumeInt(4) & 0xFFFFFFFF for name in names}
+                with suppress(ValueError, KeyError):  # its queue is full, or it has lost count of it
+                    rig.guest.send(op % 9, source, port, chosen.ConsumeBytes(64), **fields)
+            case 1:
+                address, length, flags = chosen.ConsumeInt(8), chosen.ConsumeInt(4), chosen.ConsumeInt(2)
+                table = chosen.PickValueInList([None, queue.table_gpa(0)])
+                following = chosen.ConsumeInt(1) & 0xFFFF
+                index = chosen.ConsumeIntInRange(0, 7)
+                values = (index, address & (1 << 64) - 1, length & 0xFFFFFFFF, flags & 0xFFFF, following)
+                queue.describe(*values, table=table)
+            case 2:
+                queue.offer(chosen.ConsumeInt(2) & 0xFFFF)
+            case 3:
+                queue.announce(chosen.ConsumeInt(2) & 0xFFFF)
+            case 4:
+                events = ["open", "give", "finish", "hang up", "room", "no room", "timers", "restart"]
+                step(rig, chosen.PickValueInList(events), (0, 0, 0, b""), {})
+            case _:
+                place = queue.buffer_gpa(chosen.ConsumeIntInRange(0, 7))
+                written = chosen.ConsumeBytes(96)
+                queue._memory[place : place + len(written)] = written
+        rig.work()
+        check_bounds(rig)
+    rig.device.close()
+    assert all(stream.closed for stream in rig.route.streams)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "eif": fuzz_eif,
     "signature": fuzz_signature,
     "certificate": fuzz_certificate,
     "cpio": fuzz_cpio,
+    "vsock": fuzz_vsock,
 }
 
 
@@ -97,6 +140,8 @@ def seeds(target: str) -> list[bytes]:
     small = [image for image in images if len(image) < 1 << 16]
     if target == "eif":
         return small
+    if target == "vsock":
+        return [bytes(200), bytes(range(256))]
     if target == "certificate":
         return [certificate(curve).der for curve in ("P-256", "P-384", "P-521")] + [certificate().pem]
     wanted = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Twenty boots of twenty: one at a time, and ten at once."""
+"""Twenty boots of twenty: one at a time, and ten at once; two hundred in the background."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 HERE = Path(__file__).parent
 ENCLAVE = Path(sys.executable).with_name("enclave")
 BOOTS = 20
+CYCLES = 200
 STATUS = 42
 
 pytestmark = pytest.mark.soak
@@ -63,3 +64,28 @@ def test_twenty_alone(image: Path, tmp_path: Path) -> None:
 def test_twenty_ten_at_once(image: Path, tmp_path: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
         report("ten at once", list(pool.map(lambda _: boot(image, tmp_path), range(BOOTS))))
+
+
+def test_two_hundred_in_the_background(image: Path, tmp_path: Path) -> None:
+    """Started, waited for, forgotten: nothing is left, and only the last are remembered."""
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+
+    def cycle(number: int) -> int:
+        words: list[str | Path] = [ENCLAVE, "run", "-d", "--accel", "tcg", "--name", f"e{number}", image]
+        subprocess.run(words, env=environment, capture_output=True, timeout=600, check=True)
+        return subprocess.run([ENCLAVE, "wait", f"e{number}"], env=environment, timeout=600, check=False).returncode
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(cycle, range(CYCLES))) == [STATUS] * CYCLES
+    left = sorted(path.name for path in (tmp_path / "enclavekit").iterdir())
+    assert left == ["ended", "lock", "parent"]
+    assert len(list((tmp_path / "enclavekit/ended").iterdir())) == 64
+    mine = [path for path in Path("/proc").glob("[0-9]*/environ") if str(tmp_path).encode() in _read(path)]
+    assert mine == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

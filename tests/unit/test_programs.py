@@ -12,7 +12,19 @@ import pytest
 @pytest.mark.skipif(not os.environ.get("CI"), reason="only continuous integration has to have all programs")
 @pytest.mark.parametrize(
     "program",
-    ["cpio", "docker-registry", "iasl", "mmdebstrap", "openssl", "readelf", "skopeo", "softhsm2-util", "umoci"],
+    [
+        "cpio",
+        "curl",
+        "docker-registry",
+        "iasl",
+        "mmdebstrap",
+        "openssl",
+        "readelf",
+        "skopeo",
+        "socat",
+        "softhsm2-util",
+        "umoci",
+    ],
 )
 def test_all_are_here(program: str) -> None:
     assert shutil.which(program), "tools/test-programs installs it"

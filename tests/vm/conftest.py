@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from enclavekit.runtime import Runtime
 HERE = Path(__file__).parent
 ENCLAVE = Path(sys.executable).with_name("enclave")
 TIMEOUT_S = 100
+LAYOUT_PROGRAMS = ("curl", "mmdebstrap", "socat", "umoci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,6 +56,25 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     )  # fmt: skip
     return root
+
+
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian with a Python web service: examples/web."""
+    missing = [name for name in LAYOUT_PROGRAMS if shutil.which(name) is None]
+    if missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"not installed: {', '.join(missing)}")
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    script = HERE.parents[1] / "examples/web/make_layout.py"
+    spec = importlib.util.spec_from_file_location("make_layout", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = tmp_path_factory.mktemp("web") / "layout"
+    module.make_layout(made)
+    return made
 
 
 @dataclass(frozen=True)

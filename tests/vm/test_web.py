@@ -14,12 +14,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HERE, Enclave, stop
+from conftest import Enclave, stop
 
 from enclavekit.environment import data_directory
 from enclavekit.runtime.find import find_kernel
 
-PROGRAMS = ("mmdebstrap", "umoci")
 PYTHON_PACKAGES = (
     "click",
     "rich",
@@ -31,24 +30,6 @@ PYTHON_PACKAGES = (
     "markdown_it",
     "mdurl",
 )
-
-
-@pytest.fixture(scope="session")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"not installed: {', '.join(missing)}")
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    script = HERE.parents[1] / "examples/web/make_layout.py"
-    spec = importlib.util.spec_from_file_location("make_layout", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = tmp_path_factory.mktemp("web") / "layout"
-    module.make_layout(made)
-    return made
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +84,24 @@ def request(path: Path, head: bytes, body: bytes = b"") -> tuple[bytes, bytes]:
     return headers.splitlines()[0], content
 
 
+def ordinary_programs(place: Path, port: int) -> None:
+    """curl through the published port, socat through the Unix socket."""
+    curl = ["curl", "--silent", "--show-error", "--noproxy", "*", "--max-time", "60"]
+    url = f"http://127.0.0.1:{port}"
+    done = subprocess.run(
+        [*curl, "--data-binary", "@-", f"{url}/upper"], input=b"x" * 300_000, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"X" * 300_000
+    asked = b"CONNECT 8080\nGET / HTTP/1.0\r\n\r\n"
+    done = subprocess.run(
+        ["socat", "-t", "60", "-", f"UNIX-CONNECT:{place}"], input=asked, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"OK ")
+    assert b"HTTP/1.0 200 OK" in done.stdout
+
+
 def test_a_web_service(enclave: Enclave, layout: Path, kernel: list[str], program: list[str], tmp_path: Path) -> None:
     """Two users in two time zones build the same file, which then serves requests."""
     images = tmp_path / "mine.eif", tmp_path / "nobody" / "theirs.eif"
@@ -128,7 +127,9 @@ def test_a_web_service(enclave: Enclave, layout: Path, kernel: list[str], progra
     if os.getuid() == 0:
         assert images[1].stat().st_uid == nobody.pw_uid
 
-    process = enclave.start("run", images[1])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = enclave.start("run", images[1], "--publish", f"{port}:8080")
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"listening on vsock port 8080\n"
@@ -141,5 +142,6 @@ def test_a_web_service(enclave: Enclave, layout: Path, kernel: list[str], progra
         assert (said["directory"], said["uid"]) == ("/srv", 33)
         assert request(place, b"POST /upper", b"hello" * 10_000) == (b"HTTP/1.0 200 OK", b"HELLO" * 10_000)
         assert request(place, b"GET /none")[0] == b"HTTP/1.0 404 Not Found"
+        ordinary_programs(place, port)
     finally:
         stop(process)

@@ -59,6 +59,7 @@ GIVEN_TO_BUILD = (
 @click.option("--memory", "-m", default="auto", metavar="SIZE|auto", help="For instance 512M; auto fits the image.")
 @click.option("--cpus", default=1, show_default=True, type=int, help="Number of vCPUs.")
 @click.option("--cpu-list", metavar="0,2-3", help="The machine's CPUs that it may run on.")
+@click.option("--cgroup", type=click.Path(path_type=Path), metavar="DIR", help="Of cgroup v2: limits it to its size.")
 @click.option("-d", "--detach", is_flag=True, help="In the background, once it is up; prints its id.")
 @click.option("--name", metavar="NAME", help="What the other commands call it, besides its id.")
 @click.option("--publish", "-p", multiple=True, metavar="[ADDR:]PORT:VSOCK", help="A TCP port that leads into it.")
@@ -93,6 +94,7 @@ def run(
     memory: str,
     cpus: int,
     cpu_list: str | None,
+    cgroup: Path | None,
     detach: bool,
     name: str | None,
     publish: tuple[str, ...],
@@ -127,6 +129,7 @@ def run(
         name=name,
         image=target,
         cpu_list=parse_cpu_list(cpu_list) if cpu_list is not None else None,
+        cgroup=cgroup,
         listen=dict(parse_listen(one) for one in listen),
         publish=[parse_publish(one) for one in publish],
     )

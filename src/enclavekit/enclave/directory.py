@@ -193,6 +193,9 @@ def _living(runtime: Path) -> list[State]:
             else:
                 with suppress(OSError):
                     _write_state(path, {**state, "state": "ended", "ended": time.time(), "reason": "killed"})
+                if isinstance(state.get("cgroup"), str):
+                    with suppress(OSError, ValueError):
+                        Path(state["cgroup"]).rmdir()
                 _retire(path)
             os.close(lock)
         elif state is not None:  # else between its making and its first state

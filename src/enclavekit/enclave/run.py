@@ -35,7 +35,7 @@ class RunOptions:
     """How to run an image; ``memory`` in bytes, None for a size that suits it. ``values`` are its launch values.
 
     ``name`` is what it is called besides its id, ``image`` what its image is called; ``cpu_list`` are the host's CPUs
-    that it may run on, None for all.
+    that it may run on, None for all; ``cgroup`` is a directory of cgroup v2 where it gets a group with its limits.
     """
 
     runtime_directory: Path
@@ -50,6 +50,7 @@ class RunOptions:
     listen: Mapping[int, HostAddress] = field(default_factory=dict)
     publish: Sequence[tuple[HostAddress, int]] = ()
     cpu_list: frozenset[int] | None = None
+    cgroup: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,10 @@ def run(
         # Until it is started there is nothing to remember.
         unstarted = stack.enter_context(ExitStack())
         unstarted.callback(directory.remove)
+        cgroup = None
+        if options.cgroup is not None:
+            cgroup = options.cgroup.resolve() / f"enclavekit-{directory.enclave_id}"
+            directory.write_state(cgroup=str(cgroup))
         spec = LaunchSpec(
             enclave_id=directory.enclave_id,
             memory=planned.memory,
@@ -121,6 +126,7 @@ def run(
             listen=options.listen,
             publish=options.publish,
             cpu_list=options.cpu_list,
+            cgroup=cgroup,
         )
         file.seek(0)
         enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid)
@@ -135,7 +141,8 @@ def run(
         logs = _Logs(directory.path, streams, options.mode)
         stack.callback(logs.close)
         supervisor = Supervisor(enclave, logs.streams, timeout_s=options.timeout_s, values=options.values)
-        supervisor.listen(directory.path, lambda: _status(directory, enclave, supervisor))
+        began = time.monotonic()
+        supervisor.listen(directory.path, lambda: _status(directory, enclave, supervisor, began))
         unstarted.pop_all()
         ending: dict[str, object] = {"reason": "killed"}
         try:
@@ -177,12 +184,12 @@ def ending_of(end: Outcome | Error) -> dict[str, object]:
     return {"reason": end.code, "exit_code": None, "signal": None, "message": end.message}
 
 
-def _status(directory: EnclaveDirectory, enclave: Enclave, supervisor: Supervisor) -> dict[str, object]:
+def _status(directory: EnclaveDirectory, enclave: Enclave, supervisor: Supervisor, began: float) -> dict[str, object]:
     statistics = enclave.statistics()
     return {
         **directory.state,
         "state": "running" if supervisor.running else "booting",
-        "uptime_s": round(time.time() - float(directory.state["started"]), 1),
+        "uptime_s": round(time.monotonic() - began, 1),
         "cpu_s": statistics.cpu_s,
         "resident": statistics.resident,
         "connections": statistics.connections,

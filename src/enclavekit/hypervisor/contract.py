@@ -73,6 +73,8 @@ class LaunchSpec:
     """Ports of the host that lead to ports of the enclave."""
     cpu_list: frozenset[int] | None = None
     """The host's CPUs that it may run on; None for all."""
+    cgroup: Path | None = None
+    """The group of cgroup v2 to be made for it, with its limits."""
 
 
 @dataclass(frozen=True, slots=True)

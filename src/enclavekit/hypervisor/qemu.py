@@ -20,6 +20,7 @@ from enclavekit.errors import CarrierError, LaunchError
 from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.contract import ImageKind, LaunchSpec, MemoryRegion, Mode, Statistics
 from enclavekit.hypervisor.qmp import Qmp
+from enclavekit.linux.cgroup import Cgroup
 from enclavekit.linux.process import dies_with_parent, usage_of
 from enclavekit.linux.tsc import TscClock
 from enclavekit.platform import rom
@@ -33,6 +34,8 @@ EXIT_WITH_PARENT = (10, 2, 0)
 """The QEMU that brought it; older ones are only used when named."""
 
 QUIT_TIMEOUT_S = 2.0
+OWN_MEMORY = {Accel.KVM: 256 * MIB, Accel.TCG: 1536 * MIB}
+"""What QEMU may use besides the enclave's memory, in a cgroup; TCG keeps up to 1 GiB of translated code."""
 STDERR_LIMIT = 4096
 
 MACHINE = "microvm,acpi=off,rtc=off,x-option-roms=off,auto-kernel-cmdline=off,isa-serial=on,memory-backend=mem"
@@ -66,6 +69,7 @@ class QemuEnclave:
         self._cpus = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = False
+        self._cgroup: Cgroup | None = None
 
     def allocate(self, size: int) -> Sequence[MemoryRegion]:
         """One region: all of the enclave's memory. Pages are given by the kernel as they are touched."""
@@ -107,6 +111,10 @@ class QemuEnclave:
         heartbeat = self._own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._stderr = self._own(os.memfd_create("qemu-stderr", os.MFD_CLOEXEC))
         transport_qemu = self._start_device(cid, heartbeat)
+        if self._spec.cgroup is not None:
+            memory = self._donated + OWN_MEMORY[self._carrier.accel]
+            self._cgroup = Cgroup(self._spec.cgroup, memory=memory, cpus=self._cpus)
+            self._cleanup.callback(self._cgroup.remove)
         rom_fd = self._compose_rom()
         alive, alive_qemu = os.pipe2(os.O_CLOEXEC)
         self._own(alive)
@@ -132,6 +140,8 @@ class QemuEnclave:
             os.close(alive_qemu)
             for end in (console_qemu, transport_qemu, control_qemu):
                 end.close()
+        if self._cgroup is not None:
+            self._cgroup.add(self._process.pid)
         console.setblocking(False)
         self._console, self._alive, self._heartbeat = console, alive, heartbeat
         self._qmp = Qmp(control)
@@ -233,6 +243,11 @@ class QemuEnclave:
             return None
         if status == 0:
             return "QEMU was ended by a signal from outside" if self._qmp.shutdown_reason == "host-signal" else None
+        return self._how_it_failed(status)
+
+    def _how_it_failed(self, status: int) -> str:
+        if self._cgroup is not None and self._cgroup.out_of_memory:
+            return "QEMU was killed: it reached the memory limit of its control group"
         lines = os.pread(self._stderr, STDERR_LIMIT, 0).decode(errors="replace").strip().splitlines()
         said = [line for line in lines if ": warning: " not in line]
         how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"

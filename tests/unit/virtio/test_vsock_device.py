@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
+import sys
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -623,3 +626,42 @@ def test_split() -> None:
         before, after = split(parts, size)
         assert b"".join(before) == b"abcde"[:size]
         assert b"".join(after) == b"abcde"[size:]
+
+
+def test_thousands_of_connections_take_turns() -> None:
+    rig = Rig(size=256, slot=512)
+    streams = [rig.connect(source) for source in range(2000, 5000)]
+    assert rig.device.connections == 3000
+    for stream in streams:
+        stream.give(bytes(1000))
+    counts: Counter[int] = Counter()
+    while sum(counts.values()) < 3_000_000:
+        for header, data in rig.receive():
+            counts[header.dst_port] += len(data)
+            assert max(counts.values()) - min(counts.get(port, 0) for port in (2000, 3500, 4999)) <= 1000
+    assert set(counts.values()) == {1000}
+    rig.device.close()
+    assert rig.device.connections == 0
+
+
+def test_memory_does_not_grow_with_connections_that_end() -> None:
+    rig = Rig()
+
+    def one(source: int) -> None:
+        stream = rig.connect(source)
+        rig.send(Op.RW, b"hello", source=source)
+        assert bytes(stream.sent) == b"hello"
+        rig.send(Op.SHUTDOWN, source=source, flags=3)
+        assert rig.receive_ops() == [Op.RST]
+        rig.route.streams.clear()
+        rig.route.calls.clear()
+
+    for source in range(2000, 2500):
+        one(source)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for source in range(3000, 13_000):
+        one(source)
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 1000
+    assert rig.device.connections == 0
