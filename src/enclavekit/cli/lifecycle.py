@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from enclavekit import vsock
 from enclavekit.cli.describe import status_of
 from enclavekit.cli.options import output_options
 from enclavekit.cli.output import Exit, Output
@@ -21,8 +22,8 @@ from enclavekit.enclave.control import ask
 from enclavekit.enclave.directory import CONSOLE, OUTPUT, State, ended, find, is_running, running
 from enclavekit.enclave.log_file import read_log
 from enclavekit.environment import runtime_directory
-from enclavekit.errors import EnclaveRefusedError, NoEnclaveError, UsageError
-from enclavekit.virtio.host_sockets import MAX_PORT, SOCKET_NAME, socket_path
+from enclavekit.errors import NoEnclaveError, UsageError
+from enclavekit.virtio.host_sockets import MAX_PORT
 
 CHUNK = 1 << 16
 STOP_MARGIN_S = 30.0
@@ -181,17 +182,7 @@ def _report(state: State, output: Output) -> int:
 def connect(name: str, port: int, output: Output) -> None:
     """Standard input and output to a vsock port of an enclave."""
     del output
-    path, _ = find(runtime_directory(), name)
-    with socket.socket(socket.AF_UNIX) as sock:
-        with socket_path(path, SOCKET_NAME) as place:
-            sock.connect(place)
-        sock.sendall(b"CONNECT %d\n" % port)
-        line = b""
-        while not line.endswith(b"\n"):
-            part = sock.recv(1)
-            if not part:
-                raise EnclaveRefusedError(f"enclave {name}: port {port}: refused, or no answer")
-            line += part
+    with vsock.connect(name, port) as sock:
         _pump(sock)
 
 
