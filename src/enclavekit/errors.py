@@ -243,3 +243,369 @@ class OfflineError(RuntimeInstallError):
     """The package mirror cannot be reached."""
 
     code = "offline"
+
+
+class AttestationError(Error):
+    """An attestation document that is not accepted: damaged, not genuine, or not as the policy wants it."""
+
+    code = "attestation"
+
+
+class DocumentError(AttestationError):
+    """The bytes are no attestation document: whoever made them broke a rule of the format."""
+
+    code = "document"
+
+
+class DocumentTooLargeError(DocumentError):
+    """More bytes than any document has."""
+
+    code = "document-too-large"
+
+
+class CborTruncatedError(DocumentError):
+    """The CBOR ends before its lengths say, or a length is more than there are bytes."""
+
+    code = "cbor-truncated"
+
+
+class CborMalformedError(DocumentError):
+    """Bytes that are no CBOR, or CBOR of a kind that no document has: chunked strings, text that is not UTF-8."""
+
+    code = "cbor-malformed"
+
+
+class CborDepthError(DocumentError):
+    """Arrays and maps in one another, deeper than any document has them."""
+
+    code = "cbor-depth"
+
+
+class TrailingBytesError(DocumentError):
+    """Bytes after the end of the document, or of a part of it."""
+
+    code = "trailing-bytes"
+
+
+class WrongTagError(DocumentError):
+    """A CBOR tag other than COSE_Sign1's, or a tag where none may stand."""
+
+    code = "wrong-tag"
+
+
+class NotCoseSign1Error(DocumentError):
+    """Not an array of the four parts of COSE_Sign1."""
+
+    code = "not-cose-sign1"
+
+
+class ProtectedHeaderError(DocumentError):
+    """The protected header is not a byte string with the algorithm in it and nothing else."""
+
+    code = "bad-protected"
+
+
+class AlgorithmError(DocumentError):
+    """Signed with another algorithm than ES384."""
+
+    code = "bad-alg"
+
+
+class UnprotectedHeaderError(DocumentError):
+    """The unprotected header is not an empty map."""
+
+    code = "unprotected-not-empty"
+
+
+class PayloadError(DocumentError):
+    """No payload, or one of a size that no document has."""
+
+    code = "bad-payload"
+
+
+class SignatureLengthError(DocumentError):
+    """The signature is not 96 bytes, R and S."""
+
+    code = "bad-signature-length"
+
+
+class PayloadNotMapError(DocumentError):
+    """The payload is not a map."""
+
+    code = "payload-not-map"
+
+
+class DuplicateKeyError(DocumentError):
+    """A map has a key twice: two readers could see two documents."""
+
+    code = "duplicate-key"
+
+
+class MissingFieldError(DocumentError):
+    """A field that every document has is not there."""
+
+    code = "missing-field"
+
+
+class UnknownFieldError(DocumentError):
+    """A field that is not known here."""
+
+    code = "unknown-field"
+
+
+class AmbiguousKindError(DocumentError):
+    """The PCRs of an enclave and those of a NitroTPM in one document."""
+
+    code = "ambiguous-kind"
+
+
+class FieldTypeError(DocumentError):
+    """A field of another CBOR type than its own."""
+
+    code = "bad-type"
+
+
+class FieldLengthError(DocumentError):
+    """A field that is longer or shorter than it may be."""
+
+    code = "bad-length"
+
+
+class ModuleIdError(DocumentError):
+    """No module id."""
+
+    code = "bad-module-id"
+
+
+class DigestError(DocumentError):
+    """Measured with another hash than SHA384."""
+
+    code = "bad-digest"
+
+
+class TimestampError(DocumentError):
+    """No time at which the document was made."""
+
+    code = "bad-timestamp"
+
+
+class PcrsError(DocumentError):
+    """No PCRs, or more than there can be."""
+
+    code = "bad-pcrs"
+
+
+class PcrIndexError(DocumentError):
+    """A PCR whose number is not one of 0 to 31."""
+
+    code = "bad-pcr-index"
+
+
+class PcrLengthError(DocumentError):
+    """A PCR that is not 48 bytes."""
+
+    code = "bad-pcr-length"
+
+
+class CertificateBundleError(DocumentError):
+    """No certificate chain, or one longer than any document has."""
+
+    code = "bad-cabundle"
+
+
+class TrustError(AttestationError):
+    """The document's key is not vouched for by a trusted root at that time."""
+
+    code = "untrusted"
+
+
+class UntrustedRootError(TrustError):
+    """The chain begins with a root that is not trusted."""
+
+    code = "untrusted-root"
+
+
+class ChainCertificateError(TrustError):
+    """A certificate of the chain is damaged, or not an X.509 version 3 certificate."""
+
+    code = "bad-certificate"
+
+
+class KeyTypeError(TrustError):
+    """A certificate's key is not on P-384."""
+
+    code = "bad-key-type"
+
+
+class CertificateAlgorithmError(TrustError):
+    """A certificate is signed with another algorithm than ECDSA with SHA-384."""
+
+    code = "bad-cert-sigalg"
+
+
+class IssuerMismatchError(TrustError):
+    """A certificate was not issued by the one before it, by name."""
+
+    code = "issuer-mismatch"
+
+
+class SelfIssuedError(TrustError):
+    """A certificate below the root names itself as its issuer."""
+
+    code = "self-issued"
+
+
+class CertificateSignatureError(TrustError):
+    """A certificate's signature is not by its issuer's key."""
+
+    code = "bad-cert-signature"
+
+
+class CertificateTimeError(TrustError):
+    """A certificate is not valid at the time that is asked about."""
+
+    code = "cert-not-valid-at"
+
+
+class CriticalExtensionError(TrustError):
+    """A certificate has a critical extension that is not understood."""
+
+    code = "unknown-critical-extension"
+
+
+class CaBasicConstraintsError(TrustError):
+    """An issuer's certificate is not a CA's."""
+
+    code = "ca-basic-constraints"
+
+
+class CaKeyUsageError(TrustError):
+    """An issuer's key may not sign certificates."""
+
+    code = "ca-key-usage"
+
+
+class PathLengthError(TrustError):
+    """More CAs below a certificate than it allows."""
+
+    code = "path-length"
+
+
+class LeafKeyUsageError(TrustError):
+    """The last certificate's key may not sign."""
+
+    code = "leaf-key-usage"
+
+
+class LeafBasicConstraintsError(TrustError):
+    """The last certificate is a CA's."""
+
+    code = "leaf-basic-constraints"
+
+
+class ModuleMismatchError(TrustError):
+    """The document names another module than its certificate."""
+
+    code = "module-mismatch"
+
+
+class TimestampOutsideLeafError(TrustError):
+    """The document was made at a time at which its certificate was not valid."""
+
+    code = "timestamp-outside-leaf"
+
+
+class DocumentSignatureError(AttestationError):
+    """The document's signature does not hold."""
+
+    code = "document-signature"
+
+
+class SignatureRangeError(DocumentSignatureError):
+    """R or S is no number that a signature can have."""
+
+    code = "signature-out-of-range"
+
+
+class BadSignatureError(DocumentSignatureError):
+    """The signature is not by the certificate's key, or not over these bytes."""
+
+    code = "bad-signature"
+
+
+class PolicyError(AttestationError):
+    """Genuine, but not what the policy wants; or a policy that would let anything pass."""
+
+    code = "policy"
+
+
+class NoReferenceValuesError(PolicyError):
+    """A policy that names no PCR: every enclave would pass."""
+
+    code = "no-reference-values"
+
+
+class ZeroPcrError(PolicyError):
+    """A policy that expects a PCR of zeros: every enclave in debug mode would pass."""
+
+    code = "zero-pcr"
+
+
+class KindMismatchError(PolicyError):
+    """A document of the other kind: an enclave's where a NitroTPM's is expected, or the reverse."""
+
+    code = "wrong-kind"
+
+
+class DebugModeError(PolicyError):
+    """The enclave runs in debug mode: its parent can look into it."""
+
+    code = "debug-mode"
+
+
+class PcrMismatchError(PolicyError):
+    """A PCR is not there, or not as expected: another image, role, instance or signer."""
+
+    code = "pcr-mismatch"
+
+
+class NonceMismatchError(PolicyError):
+    """The nonce is not there, or not the one asked for: perhaps an older document, replayed."""
+
+    code = "nonce-mismatch"
+
+
+class UserDataMismatchError(PolicyError):
+    """The user data are not there, or not as expected."""
+
+    code = "user-data-mismatch"
+
+
+class PublicKeyMismatchError(PolicyError):
+    """The public key is not there, or not as expected."""
+
+    code = "public-key-mismatch"
+
+
+class ModuleIdMismatchError(PolicyError):
+    """Another enclave than the one expected."""
+
+    code = "module-id-mismatch"
+
+
+class InstanceIdMismatchError(PolicyError):
+    """An enclave of another instance than the one expected."""
+
+    code = "instance-id-mismatch"
+
+
+class StaleError(PolicyError):
+    """The document was made too long ago, or in the future."""
+
+    code = "stale"
+
+
+class RecipientError(Error):
+    """What a KMS encrypted for an enclave cannot be opened with this key. Why is never said."""
+
+    code = "recipient"
