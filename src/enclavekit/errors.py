@@ -2,7 +2,8 @@
 """The one tree of errors. Hostile input, a hostile guest or a lacking machine raise nothing else.
 
 A message is one line: where, what, got, expected; numbers in hex with their width; lower case, no full stop.
-``code`` is stable: scripts match it and ``enclave explain`` knows it. ``hint`` says what to do next.
+``code`` is stable: scripts match it. ``hint`` says what to do next in this case, ``remedy`` what helps in most;
+``enclave explain CODE`` prints it below the first words of the class's docstring, so both are written for users.
 Mistakes of the caller's own code are ``TypeError`` and ``ValueError``, as everywhere in Python.
 """
 
@@ -16,6 +17,7 @@ class Error(Exception):
     """Base of everything that enclavekit raises on purpose."""
 
     code: ClassVar[str] = "error"
+    remedy: ClassVar[str] = "read the message: it says where and what; with `--json` its code tells the kind"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -27,12 +29,14 @@ class UsageError(Error):
     """The words of a command do not fit together."""
 
     code = "usage"
+    remedy = "see the command's `--help`; the hint names what does not fit"
 
 
 class FileError(Error):
     """The system refused something with a file: unreadable, missing, disk full."""
 
     code = "file"
+    remedy = "check that the path exists, that this user may read or write it, and that the disk has room"
 
     @classmethod
     def of(cls, error: OSError, path: str | os.PathLike[str], what: str, *, hint: str | None = None) -> Self:
@@ -45,216 +49,256 @@ class FormatError(Error):
     """Bytes that are not what their format says."""
 
     code = "format"
+    remedy = "check that the file is of the kind that the command takes, and that it was copied whole"
 
 
 class TruncatedError(FormatError):
     """The bytes end before their format does."""
 
     code = "truncated"
+    remedy = "copy or download the file again: it ended early"
 
 
 class EifError(FormatError):
     """Not an EIF, or one that breaks the format's rules."""
 
     code = "eif"
+    remedy = "see with `enclave describe F.eif` which rule it breaks, and build it again"
 
 
 class SignatureError(Error):
     """A signature that does not hold: another key's, over other bytes, of another image."""
 
     code = "signature"
+    remedy = "see with `enclave describe F.eif` whose signature it is; sign the image again with `enclave resign`"
 
 
 class CertificateError(SignatureError):
     """The certificate of a signature is not valid at that time, or not fit to sign with."""
 
     code = "certificate"
+    remedy = "look at its dates with `enclave describe F.eif`; make another with `enclave keygen`, and sign again"
 
 
 class SigningError(Error):
     """A key cannot be used, or a signature could not be made."""
 
     code = "signing"
+    remedy = "check that key and certificate belong together, and that KMS, the token or the password is at hand"
 
 
 class KernelError(FormatError):
     """Not a kernel that can boot here: no bzImage, another architecture, a broken module."""
 
     code = "kernel"
+    remedy = "take a bzImage for x86_64 with virtio_mmio and vsock: `enclave kernel list` shows those that are here"
 
 
 class SourceError(Error):
     """A directory, tar or image that no ramdisk can be made of."""
 
     code = "source"
+    remedy = "look at the path in the message; `docs/sources.md` says what a source may hold"
 
 
 class NoImageError(SourceError):
     """A docker daemon has no image of that name."""
 
     code = "no-image"
+    remedy = "pull or build it with the daemon, or name it with `docker://` to have it from its registry"
 
 
 class BuildError(Error):
     """An image cannot be made of these inputs."""
 
     code = "build"
+    remedy = "look at what the message names: an input of the build is not as it must be"
 
 
 class ProjectError(FormatError):
     """An ``enclave.toml`` that is none, or has what no option is for."""
 
     code = "project"
+    remedy = "compare it with what `enclave init` writes; `docs/project.md` explains each key"
 
 
 class LockedError(BuildError):
     """``enclave.lock`` locks something else than what is here."""
 
     code = "locked"
+    remedy = (
+        "if the change is meant, build without `--locked`, which writes the lock anew; else bring the old input back"
+    )
 
 
 class LaunchError(Error):
     """An enclave cannot be started as asked."""
 
     code = "launch"
+    remedy = "change the option that the message names; `enclave run --dry-run` shows all that does not fit at once"
 
 
 class NotEnoughMemoryError(LaunchError):
     """The enclave's memory cannot hold its image and boot it."""
 
     code = "memory"
+    remedy = "give more with `--memory`, or leave it at `auto`; if the machine has too little, stop something"
 
 
 class ImageTooLargeError(LaunchError):
     """The image is larger than a local machine can boot."""
 
     code = "image-too-large"
+    remedy = "make the image smaller: `enclave describe` shows what each section takes"
 
 
 class BootError(Error):
     """The enclave ended, or stayed silent, before its init said that it is alive."""
 
     code = "boot"
+    remedy = "run it with `--debug` to see its console; `enclave lint F.eif` finds most causes"
 
 
 class HeartbeatError(BootError):
     """Nothing went wrong that can be seen, but the enclave's init never said that it is alive."""
 
     code = "heartbeat"
+    remedy = "run it with `--debug` to see how far it came; on a busy machine it may only have been slow"
 
 
 class GuestError(Error):
     """The enclave's init reported a failure, or ended without a word."""
 
     code = "guest"
+    remedy = "run it with `--debug` to see its console: its last lines tell what went wrong inside"
 
 
 class PanicError(GuestError):
     """The enclave's kernel gave up."""
 
     code = "panic"
+    remedy = "run it with `--debug`: the console shows why; `enclave lint F.eif` finds what a kernel lacks"
 
 
 class GuestMemoryError(GuestError):
     """The enclave had not enough memory to go on."""
 
     code = "guest-memory"
+    remedy = "give the enclave more with `--memory`"
 
 
 class NoEnclaveError(Error):
     """No enclave has that name or id, or it has ended."""
 
     code = "no-enclave"
+    remedy = "`enclave ps --all` shows all that run and the last that ended"
 
 
 class ControlError(Error):
     """The process of an enclave does not answer, or not as it should."""
 
     code = "control"
+    remedy = (
+        "`enclave ps` shows whether it still runs; if it hangs, end its process (its pid is in `enclave ps --json`)"
+    )
 
 
 class CarrierError(Error):
     """What carries the enclave (QEMU, KVM, a driver) failed."""
 
     code = "carrier"
+    remedy = "read what it said itself; `enclave doctor` shows what this machine can do"
 
 
 class ProtocolError(Error):
     """A peer (guest, QEMU, init) broke the protocol spoken with it."""
 
     code = "protocol"
+    remedy = "run it with `--debug` and look at its console: a peer that breaks the protocol is broken, or hostile"
 
 
 class VirtqueueError(ProtocolError):
     """The guest's driver made a virtqueue that breaks the rules: the device is broken until reset."""
 
     code = "virtqueue"
+    remedy = "the guest's kernel is broken or hostile: try another one"
 
 
 class EnclaveConnectionError(Error):
     """A connection into the enclave was refused or timed out."""
 
     code = "connection"
+    remedy = "check with `enclave ps` that it runs, and that something in it listens at that port"
 
 
 class EnclaveRefusedError(EnclaveConnectionError):
     """Nobody in the enclave listens at that port."""
 
     code = "refused"
+    remedy = "check the port, and that the application in the enclave listens on vsock"
 
 
 class RuntimeInstallError(Error):
     """The runtime could not be installed."""
 
     code = "runtime"
+    remedy = "try again; if a package fails, `docs/runtime.md` says how to use a QEMU and kernel of your own"
 
 
 class MissingError(Error):
     """This machine lacks something; the hint says what and how to get it."""
 
     code = "missing"
+    remedy = "the hint says what to install; `enclave doctor` shows all that is missing"
 
 
 class NoQemuError(MissingError):
     """No usable QEMU."""
 
     code = "no-qemu"
+    remedy = "`enclave runtime install`, or name one with `--qemu`"
 
 
 class NoDockerError(MissingError):
     """No docker daemon answers."""
 
     code = "no-docker"
+    remedy = "start the daemon, or use a source that needs none: `docker://`, `oci:`, `docker-archive:`"
 
 
 class NoKernelError(MissingError):
     """No guest kernel, or not the modules that it needs."""
 
     code = "no-kernel"
+    remedy = "`enclave runtime install`, or name one with `--kernel`"
 
 
 class UnsupportedHostError(MissingError):
     """The runtime cannot be installed on a system like this one; the hint says what to install by hand."""
 
     code = "unsupported-host"
+    remedy = "install QEMU 10.2 or newer and a kernel by hand, and name them with `--qemu` and `--kernel`"
 
 
 class OfflineError(RuntimeInstallError):
     """The package mirror cannot be reached."""
 
     code = "offline"
+    remedy = "check the network and the proxy settings"
 
 
 class AttestationError(Error):
     """An attestation document that is not accepted: damaged, not genuine, or not as the policy wants it."""
 
     code = "attestation"
+    remedy = "`enclave verify --inspect` shows what the document says, without trusting it"
 
 
 class DocumentError(AttestationError):
     """The bytes are no attestation document: whoever made them broke a rule of the format."""
 
     code = "document"
+    remedy = "check that the document was copied whole; `enclave verify --inspect` shows what can be read of it"
 
 
 class DocumentTooLargeError(DocumentError):
@@ -417,12 +461,14 @@ class TrustError(AttestationError):
     """The document's key is not vouched for by a trusted root at that time."""
 
     code = "untrusted"
+    remedy = "do not trust it: its certificates do not lead to a root that you named"
 
 
 class UntrustedRootError(TrustError):
     """The chain begins with a root that is not trusted."""
 
     code = "untrusted-root"
+    remedy = "a document of a local enclave needs `--dev-root`, one of another authority `--root`"
 
 
 class ChainCertificateError(TrustError):
@@ -465,6 +511,7 @@ class CertificateTimeError(TrustError):
     """A certificate is not valid at the time that is asked about."""
 
     code = "cert-not-valid-at"
+    remedy = "documents are valid for some hours: ask for a new one, or judge an old one with `--at document`"
 
 
 class CriticalExtensionError(TrustError):
@@ -519,6 +566,7 @@ class DocumentSignatureError(AttestationError):
     """The document's signature does not hold."""
 
     code = "document-signature"
+    remedy = "do not trust it: it was changed, or the key of its certificate did not sign it"
 
 
 class SignatureRangeError(DocumentSignatureError):
@@ -537,18 +585,21 @@ class PolicyError(AttestationError):
     """Genuine, but not what the policy wants; or a policy that would let anything pass."""
 
     code = "policy"
+    remedy = "compare what it says, `enclave verify --inspect`, with what you asked for"
 
 
 class NoReferenceValuesError(PolicyError):
     """A policy that names no PCR: every enclave would pass."""
 
     code = "no-reference-values"
+    remedy = "name what you expect: `--eif`, `--lock` or `--pcr`; or `--any-measurement`, if you mean that"
 
 
 class ZeroPcrError(PolicyError):
     """A policy that expects a PCR of zeros: every enclave in debug mode would pass."""
 
     code = "zero-pcr"
+    remedy = "it is of an enclave in debug mode: run it without, or say `--allow-debug` if you mean that"
 
 
 class KindMismatchError(PolicyError):
@@ -561,6 +612,7 @@ class DebugModeError(PolicyError):
     """The enclave runs in debug mode: its parent can look into it."""
 
     code = "debug-mode"
+    remedy = "run the enclave without debug mode, or say `--allow-debug` if you mean that"
 
 
 class PcrMismatchError(PolicyError):
@@ -603,9 +655,11 @@ class StaleError(PolicyError):
     """The document was made too long ago, or in the future."""
 
     code = "stale"
+    remedy = "ask for a new document, with a nonce of yours"
 
 
 class RecipientError(Error):
     """What a KMS encrypted for an enclave cannot be opened with this key. Why is never said."""
 
     code = "recipient"
+    remedy = "check that the answer is for the key in the document, and was copied whole"

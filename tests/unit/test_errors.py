@@ -51,3 +51,19 @@ def test_an_os_error_names_file_and_reason() -> None:
     error = errors.FileError.of(OSError(28, "No space left on device"), "a.eif", "write", hint="make room")
     assert str(error) == "cannot write a.eif: no space left on device"
     assert error.hint == "make room"
+
+
+def test_every_class_is_explained() -> None:
+    """`enclave explain CODE` prints its docstring, and its remedy or that of what it is a kind of."""
+    for kind in classes():
+        where = f"enclavekit.errors.{kind.__name__}"
+        remedies = [vars(one)["remedy"] for one in kind.__mro__ if one is not errors.Error and "remedy" in vars(one)]
+        if kind is not errors.Error:
+            assert remedies, f"{where}: add remedy = '...' below its code: half a sentence, what helps a user"
+            assert remedies[0][:1] == "`" or remedies[0][:1].islower(), (
+                f"{where}: its remedy starts with a small letter"
+            )
+            assert not remedies[0].endswith("."), f"{where}: its remedy ends without a full stop"
+        assert kind.__doc__, f"{where}: add a docstring: a sentence that says a user what the error means"
+        first = kind.__doc__.partition("\n\n")[0].rstrip()
+        assert first.endswith("."), f"{where}: its docstring starts with a sentence"

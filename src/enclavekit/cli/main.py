@@ -28,6 +28,7 @@ COMMANDS = {
     "diff": "enclavekit.cli.diff:diff",
     "init": "enclavekit.cli.project:init",
     "kernel": "enclavekit.cli.kernel:kernel",
+    "explain": "enclavekit.cli.explain_code:explain",
     "extract": "enclavekit.cli.extract:extract",
     "keygen": "enclavekit.cli.keygen:keygen",
     "lint": "enclavekit.cli.lint:lint",

@@ -24,6 +24,7 @@ from enclavekit.build.image import build as build_image
 from enclavekit.build.source import is_source
 from enclavekit.cli.build import build_options
 from enclavekit.cli.describe import naming, reading
+from enclavekit.cli.dry_run import dry_run as check
 from enclavekit.cli.options import image_options, kernel_options, output_options, parse_cpu_list, parse_size
 from enclavekit.cli.output import Exit, Output
 from enclavekit.cli.ports import parse_listen, parse_publish
@@ -36,10 +37,9 @@ from enclavekit.enclave.run import run as run_image
 from enclavekit.enclave.supervisor import Outcome, Streams
 from enclavekit.environment import qemu_environment, runtime_directory, search_path
 from enclavekit.errors import FileError, UsageError
-from enclavekit.hypervisor.accel import Accel, choose
-from enclavekit.hypervisor.contract import Mode
-from enclavekit.hypervisor.qemu import QemuCarrier
-from enclavekit.runtime import find_qemu
+from enclavekit.hypervisor.accel import Accel
+from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, select_carrier
+from enclavekit.hypervisor.contract import Carrier, Mode
 
 STDOUT, STDERR = 1, 2
 POLL_MS = 100
@@ -72,6 +72,13 @@ GIVEN_TO_BUILD = (
     "--timeout", type=click.FloatRange(0, LONGEST_TIMEOUT_S, min_open=True), metavar="S", help="Stop it then; exit 124."
 )
 @click.option(
+    "--carrier",
+    "carrier_name",
+    type=click.Choice(["auto", *(carrier.value for carrier in CarrierName)]),
+    default="auto",
+    help="What runs it; the best that this machine has.",
+)
+@click.option(
     "--accel",
     type=click.Choice(["auto", *(accel.value for accel in Accel)]),
     default="auto",
@@ -82,6 +89,7 @@ GIVEN_TO_BUILD = (
 )
 @click.option("--secret-file", "secrets", multiple=True, metavar="NAME=PATH", help="The same, read from a file.")
 @click.option("--qemu", envvar="ENCLAVEKIT_QEMU", metavar="PROGRAM", help="Instead of the runtime's.")
+@click.option("--dry-run", is_flag=True, help="Check all that can be checked before a launch, and start nothing.")
 @kernel_options
 @image_options
 @output_options
@@ -102,10 +110,12 @@ def run(
     cid: int | None,
     debug: bool,
     timeout: float | None,
+    carrier_name: str,
     accel: str,
     given: tuple[str, ...],
     secrets: tuple[str, ...],
     qemu: str | None,
+    dry_run: bool,
     output: Output,
     **words: Any,
 ) -> int:
@@ -114,10 +124,14 @@ def run(
     128+n when signal n ended the application, 124 after --timeout, 125 for every failure that is not its own.
     """
     del words["config"]
-    found = find_qemu(runtime_root(), qemu, search_path())
-    chosen = choose(None if accel == "auto" else Accel(accel))
-    output.detail(f"QEMU {'.'.join(map(str, found.version))} with {chosen.accel}: {chosen.reason}")
-    carrier = QemuCarrier(found.command, {**qemu_environment(), **found.environment}, found.version, chosen.accel)
+    wanted = None if carrier_name == "auto" else CarrierName(carrier_name)
+    carriers = CarrierOptions(
+        runtime_root=runtime_root(),
+        search_path=search_path(),
+        environment=qemu_environment(),
+        qemu=qemu,
+        accel=None if accel == "auto" else Accel(accel),
+    )
     options = RunOptions(
         runtime_directory=runtime_directory(),
         memory=None if memory == "auto" else parse_size(memory),
@@ -133,6 +147,12 @@ def run(
         listen=dict(parse_listen(one) for one in listen),
         publish=[parse_publish(one) for one in publish],
     )
+    if dry_run:
+        with _image(target, command, with_added(ctx, words)) as file:
+            return check(file, wanted, carriers, options, output)
+    selected = select_carrier(wanted, carriers)
+    carrier = selected.carrier
+    output.detail(selected.reason)
     _allow_many_files()
     if detach:
         return _detached(target, command, with_added(ctx, words), carrier, options, output)
@@ -182,7 +202,7 @@ def _detached(
     target: str,
     command: tuple[str, ...],
     words: dict[str, Any],
-    carrier: QemuCarrier,
+    carrier: Carrier,
     options: RunOptions,
     output: Output,
 ) -> int:
@@ -207,7 +227,7 @@ def _detached(
 
 
 def _run_in_background(
-    file: BinaryIO, carrier: QemuCarrier, options: RunOptions, tell: Callable[[dict[str, Any]], None]
+    file: BinaryIO, carrier: Carrier, options: RunOptions, tell: Callable[[dict[str, Any]], None]
 ) -> None:
     started: list[Running] = []
     with _stop_signals() as signals:

@@ -102,19 +102,9 @@ def claim(runtime: Path, cid: int | None = None, name: str | None = None) -> Enc
 
     The name, its id unless one is given, is nobody else's either.
     """
-    if name is not None and not NAME.fullmatch(name):
-        raise LaunchError(f"name {name[:64]!r}: expected up to 64 letters, digits, '_', '.' and '-'")
     prepare(runtime)
     with locked(runtime / "lock"):
-        states = _living(runtime)
-        taken = {state.get("cid"): state.get("id") for state in states}
-        if cid is None:
-            cid = next(number for number in range(FIRST_CID, LAST_CID) if number not in taken)
-        elif cid in taken:
-            raise LaunchError(f"CID {cid}: enclave {taken[cid]} has it", hint="leave --cid out to get a free one")
-        for state in states:
-            if name is not None and name in (state.get("name"), state.get("id")):
-                raise LaunchError(f"name {name}: enclave {state.get('id')} has it", hint="enclave ps shows all")
+        cid = _free(runtime, cid, name)
         enclave_id = secrets.token_hex(4)
         path = runtime / enclave_id
         lock = None
@@ -135,6 +125,29 @@ def claim(runtime: Path, cid: int | None = None, name: str | None = None) -> Enc
                 raise FileError.of(error, path, "make the directory") from error
             raise
     return directory
+
+
+def claimable(runtime: Path, cid: int | None = None, name: str | None = None) -> int:
+    """The CID that ``claim`` would take now. LaunchError, FileError as there."""
+    prepare(runtime)
+    with locked(runtime / "lock"):
+        return _free(runtime, cid, name)
+
+
+def _free(runtime: Path, cid: int | None, name: str | None) -> int:
+    """Hold the lock of ``runtime``."""
+    if name is not None and not NAME.fullmatch(name):
+        raise LaunchError(f"name {name[:64]!r}: expected up to 64 letters, digits, '_', '.' and '-'")
+    states = _living(runtime)
+    taken = {state.get("cid"): state.get("id") for state in states}
+    if cid is None:
+        cid = next(number for number in range(FIRST_CID, LAST_CID) if number not in taken)
+    elif cid in taken:
+        raise LaunchError(f"CID {cid}: enclave {taken[cid]} has it", hint="leave --cid out to get a free one")
+    for state in states:
+        if name is not None and name in (state.get("name"), state.get("id")):
+            raise LaunchError(f"name {name}: enclave {state.get('id')} has it", hint="enclave ps shows all")
+    return cid
 
 
 def running(runtime: Path) -> list[State]:

@@ -20,9 +20,8 @@ from enclavekit.enclave.launch_values import check_values
 from enclavekit.enclave.log_file import LogFile
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import Error, LaunchError, NotEnoughMemoryError
-from enclavekit.hypervisor.contract import Enclave, LaunchSpec, Mode
+from enclavekit.hypervisor.contract import Carrier, Enclave, LaunchSpec, Mode
 from enclavekit.hypervisor.launch import launch
-from enclavekit.hypervisor.qemu import QemuCarrier
 from enclavekit.image.kernel import image_discovery
 from enclavekit.linux.memory import available_memory
 from enclavekit.platform.machine import MAX_CPUS
@@ -92,7 +91,7 @@ def plan(file: BinaryIO, memory: int | None, at: datetime) -> Plan:
 
 def run(
     file: BinaryIO,
-    carrier: QemuCarrier,
+    carrier: Carrier,
     options: RunOptions,
     streams: Streams,
     on_started: Callable[[Running], None],
@@ -101,11 +100,11 @@ def run(
 
     No process and no socket is left behind, whatever happens; how it ended is found by ``directory.ended``.
     """
-    if not 1 <= options.cpus <= MAX_CPUS:
-        raise LaunchError(f"CPUs: got {options.cpus}, expected 1 to {MAX_CPUS}")
+    check_cpus(options.cpus)
     planned = plan(file, options.memory, datetime.now(UTC))
     check_values(file, planned.image, options.values)
-    check_machine(planned.memory, options.cpu_list)
+    check_memory(planned.memory)
+    check_cpu_list(options.cpu_list)
     directory = claim(options.runtime_directory, options.cid, options.name)
     with ExitStack() as stack:
         # Until it is started there is nothing to remember.
@@ -160,14 +159,24 @@ def run(
     return outcome
 
 
-def check_machine(memory: int, cpu_list: frozenset[int] | None) -> None:
-    """NotEnoughMemoryError, LaunchError when this machine cannot hold the enclave now."""
+def check_cpus(cpus: int) -> None:
+    """LaunchError for a number of vCPUs that no local machine has."""
+    if not 1 <= cpus <= MAX_CPUS:
+        raise LaunchError(f"CPUs: got {cpus}, expected 1 to {MAX_CPUS}")
+
+
+def check_memory(memory: int) -> None:
+    """NotEnoughMemoryError when this machine has less bytes than that now."""
     available = available_memory()
     if available is not None and memory > available:
         raise NotEnoughMemoryError(
             f"memory: the enclave is to have {memory >> 20} MiB, this machine has {available >> 20} MiB available",
             hint="a smaller --memory, or stop something: enclave ps",
         )
+
+
+def check_cpu_list(cpu_list: frozenset[int] | None) -> None:
+    """LaunchError when these are not CPUs that this process may run on."""
     there = os.sched_getaffinity(0)
     if cpu_list is not None and not cpu_list <= there:
         missing = ", ".join(str(cpu) for cpu in sorted(cpu_list - there)[:16])

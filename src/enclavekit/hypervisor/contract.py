@@ -127,3 +127,10 @@ class Enclave(Protocol):
 
     def close(self) -> None:
         """Stop it, give memory and CPUs back. Twice does no harm."""
+
+
+class Carrier(Protocol):
+    """What makes enclaves."""
+
+    def create(self, spec: LaunchSpec) -> Enclave:
+        """A new one, without memory or CPUs. Errors: ``LaunchError``, ``CarrierError``, ``MissingError``."""

@@ -15,23 +15,27 @@ REMOVE_TRIES = 50
 REMOVE_PAUSE_S = 0.02
 
 
+def check_controllers(parent: Path) -> None:
+    """LaunchError unless groups in ``parent`` can limit memory and CPU."""
+    try:
+        enabled = (parent / "cgroup.subtree_control").read_text().split()
+    except OSError as error:
+        raise LaunchError(
+            f"{parent}: not a directory of cgroup v2: {error.strerror}", hint="one below /sys/fs/cgroup"
+        ) from error
+    missing = [controller for controller in CONTROLLERS if controller not in enabled]
+    if missing:
+        raise LaunchError(
+            f"{parent}/cgroup.subtree_control: has {' '.join(enabled) or 'nothing'}, expected memory and cpu",
+            hint=f"echo '{' '.join('+' + one for one in missing)}' > {parent}/cgroup.subtree_control",
+        )
+
+
 class Cgroup:
     """The group ``path``, made anew: at most ``memory`` bytes, and the time of ``cpus`` CPUs."""
 
     def __init__(self, path: Path, *, memory: int, cpus: int) -> None:
-        parent = path.parent
-        try:
-            enabled = (parent / "cgroup.subtree_control").read_text().split()
-        except OSError as error:
-            raise LaunchError(
-                f"{parent}: not a directory of cgroup v2: {error.strerror}", hint="one below /sys/fs/cgroup"
-            ) from error
-        missing = [controller for controller in CONTROLLERS if controller not in enabled]
-        if missing:
-            raise LaunchError(
-                f"{parent}/cgroup.subtree_control: has {' '.join(enabled) or 'nothing'}, expected memory and cpu",
-                hint=f"echo '{' '.join('+' + one for one in missing)}' > {parent}/cgroup.subtree_control",
-            )
+        check_controllers(path.parent)
         self.path = path
         try:
             self.path.mkdir()

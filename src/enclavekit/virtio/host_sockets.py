@@ -86,6 +86,25 @@ class HostAddress:
             return None
         return sock
 
+    def listen(self) -> socket.socket:
+        """Listening on a TCP port, non-blocking. Raises ``FileError``."""
+        where = f"{self.host}:{self.port}"
+        try:
+            family, kind, protocol, _, name = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
+            )[0]
+            listener = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        except OSError as error:
+            raise FileError.of(error, where, "listen on") from error
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(name)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise FileError.of(error, where, "listen on") from error
+        return listener
+
 
 class ParentRoute:
     """CID 3, and 2: dials host sockets, then ``services`` by port."""
@@ -225,20 +244,7 @@ class Published:
     def __init__(self, loop: Loop, device: VsockDevice, address: HostAddress, port: int) -> None:
         self._loop, self._device, self._port = loop, device, port
         self._retrying = False
-        try:
-            family, kind, protocol, _, name = socket.getaddrinfo(
-                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
-            )[0]
-            self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
-        except OSError as error:
-            raise FileError.of(error, f"{address.host}:{address.port}", "listen on") from error
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(name)
-            self._socket.listen(BACKLOG)
-        except OSError as error:
-            self._socket.close()
-            raise FileError.of(error, f"{address.host}:{address.port}", "listen on") from error
+        self._socket = address.listen()
         loop.watch(self._socket.fileno(), self._accept)
 
     def _accept(self, events: int = 0) -> None:

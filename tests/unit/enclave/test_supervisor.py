@@ -31,7 +31,7 @@ from enclavekit.codec.init_frames import (
 )
 from enclavekit.enclave import run as run_module
 from enclavekit.enclave.directory import claim
-from enclavekit.enclave.run import check_machine, ending_of
+from enclavekit.enclave.run import check_cpu_list, check_memory, ending_of
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import (
     BootError,
@@ -328,8 +328,9 @@ def test_the_record_of_an_end(end: Outcome | Error, record: dict[str, object]) -
 def test_what_a_machine_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "available_memory", lambda: 900 << 20)
     with pytest.raises(NotEnoughMemoryError) as caught:
-        check_machine(2048 << 20, None)
+        check_memory(2048 << 20)
     assert caught.value.message == ("memory: the enclave is to have 2048 MiB, this machine has 900 MiB available")
-    check_machine(900 << 20, frozenset(os.sched_getaffinity(0)))
+    check_memory(900 << 20)
+    check_cpu_list(frozenset(os.sched_getaffinity(0)))
     with pytest.raises(LaunchError, match=r"^CPUs 4096: not among those that this process may use$"):
-        check_machine(1, frozenset([*os.sched_getaffinity(0), 4096]))
+        check_cpu_list(frozenset([*os.sched_getaffinity(0), 4096]))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which carrier an enclave gets: the one asked for, or the best that this machine has.
+
+``MAKERS`` is the table of them: each makes its carrier ready, or raises MissingError that says what the machine lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from enclavekit.errors import MissingError
+from enclavekit.hypervisor.accel import Accel, Choice, choose
+from enclavekit.hypervisor.contract import Carrier
+from enclavekit.hypervisor.qemu import QemuCarrier
+from enclavekit.runtime import find_qemu
+
+
+class CarrierName(StrEnum):
+    """As ``--carrier`` has them, the best first."""
+
+    NITRO = "nitro"
+    QEMU = "qemu"
+    KVM = "kvm"
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierOptions:
+    """What the caller says, or its environment, of how carriers are made.
+
+    ``qemu`` is a QEMU instead of the runtime's, whose directory is ``runtime_root``; ``search_path`` is a PATH, and
+    ``environment`` what programs get; ``accel`` None is for the best.
+    """
+
+    runtime_root: Path
+    search_path: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    qemu: str | None = None
+    accel: Accel | None = None
+    nitro_device: Path = Path("/dev/nitro_enclaves")
+    choose_accel: Callable[[Accel | None], Choice] = choose
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A carrier that is ready, and in words what it is and why."""
+
+    name: CarrierName
+    carrier: Carrier
+    reason: str
+    accel: Accel | None = None
+
+
+def select_carrier(wanted: CarrierName | None, options: CarrierOptions) -> Selected:
+    """Make ``wanted`` ready, or the first that can work here. Errors: MissingError.
+
+    Where none can, the error is QEMU's: every machine could have it.
+    """
+    if wanted is not None:
+        if wanted not in MAKERS:
+            raise MissingError(
+                f"carrier {wanted}: this version does not have it", hint=f"--carrier {' or '.join(MAKERS)}"
+            )
+        return MAKERS[wanted](options)
+    failures: dict[CarrierName, MissingError] = {}
+    for name, make in MAKERS.items():
+        try:
+            return make(options)
+        except MissingError as error:
+            failures[name] = error
+    raise failures[CarrierName.QEMU]
+
+
+def _qemu(options: CarrierOptions) -> Selected:
+    found = find_qemu(options.runtime_root, options.qemu, options.search_path)
+    chosen = options.choose_accel(options.accel)
+    carrier = QemuCarrier(found.command, {**options.environment, **found.environment}, found.version, chosen.accel)
+    version = ".".join(map(str, found.version))
+    return Selected(CarrierName.QEMU, carrier, f"QEMU {version} with {chosen.accel}: {chosen.reason}", chosen.accel)
+
+
+MAKERS: Mapping[CarrierName, Callable[[CarrierOptions], Selected]] = {CarrierName.QEMU: _qemu}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which carrier an enclave gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from enclavekit.errors import MissingError, NoQemuError
+from enclavekit.hypervisor import carriers
+from enclavekit.hypervisor.accel import Accel, Choice
+from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, Selected, select_carrier
+from enclavekit.hypervisor.contract import Enclave, LaunchSpec
+from enclavekit.hypervisor.qemu import QemuCarrier
+
+
+class Other:
+    def create(self, spec: LaunchSpec) -> Enclave:
+        raise NotImplementedError
+
+
+def options(tmp_path: Path, *, qemu: bool) -> CarrierOptions:
+    program = tmp_path / "qemu-system-x86_64"
+    if qemu:
+        program.write_text("#!/bin/sh\necho QEMU emulator version 11.1.0\n")
+        program.chmod(0o755)
+    return CarrierOptions(
+        runtime_root=tmp_path,
+        search_path=str(tmp_path),
+        environment={"LANG": "C"},
+        choose_accel=lambda wanted: Choice(wanted or Accel.KVM, "fast"),
+    )
+
+
+def have(monkeypatch: pytest.MonkeyPatch, **found: bool) -> None:
+    """Make carriers by these names; those that are False lack something."""
+
+    def maker(name: CarrierName, *, there: bool) -> Callable[[CarrierOptions], Selected]:
+        def make(options: CarrierOptions) -> Selected:
+            del options
+            if not there:
+                raise MissingError(f"{name}: not here")
+            return Selected(name, Other(), "here")
+
+        return make
+
+    makers = {CarrierName(name): maker(CarrierName(name), there=there) for name, there in found.items()}
+    monkeypatch.setattr(carriers, "MAKERS", {**makers, CarrierName.QEMU: carriers.MAKERS[CarrierName.QEMU]})
+
+
+def test_qemu_with_what_it_needs(tmp_path: Path) -> None:
+    found = select_carrier(CarrierName.QEMU, options(tmp_path, qemu=True))
+    assert (found.name, found.accel) == (CarrierName.QEMU, Accel.KVM)
+    assert found.reason == "QEMU 11.1.0 with kvm: fast"
+    assert isinstance(found.carrier, QemuCarrier)
+    assert found.carrier.environment == {"LANG": "C"}
+
+
+def test_the_first_that_can_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, nitro=True)
+    assert select_carrier(None, options(tmp_path, qemu=True)).name is CarrierName.NITRO
+    have(monkeypatch, nitro=False)
+    assert select_carrier(None, options(tmp_path, qemu=True)).name is CarrierName.QEMU
+
+
+def test_none_can_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, nitro=False)
+    with pytest.raises(NoQemuError):
+        select_carrier(None, options(tmp_path, qemu=False))
+    with pytest.raises(MissingError, match="nitro: not here"):
+        select_carrier(CarrierName.NITRO, options(tmp_path, qemu=True))
