@@ -39,6 +39,11 @@ def cache_directory() -> Path:
         raise MissingError("this user has no home directory", hint="set HOME or XDG_CACHE_HOME") from error
 
 
+def attestation_directory() -> Path:
+    """Of the authority that signs for this user's local enclaves: ``root.pem``, and keys that only the user reads."""
+    return data_directory() / "attestation"
+
+
 def docker_config() -> Path:
     """Docker's configuration file, with what logs in to registries."""
     directory = os.environ.get("DOCKER_CONFIG")

@@ -38,6 +38,7 @@ COMMANDS = {
     "run": "enclavekit.cli.run:run",
     "runtime": "enclavekit.cli.runtime:runtime",
     "sign": "enclavekit.cli.sign:sign",
+    "verify": "enclavekit.cli.verify:verify",
 }
 
 

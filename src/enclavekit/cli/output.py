@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enclavekit.errors import Error, LockedError, MissingError, UsageError
+from enclavekit.errors import AttestationError, Error, LockedError, MissingError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +27,7 @@ class Exit(IntEnum):
     USAGE = 2
     TROUBLE = 2  # of diff, which differs with 1
     DIFFERS = 3
+    NOT_VERIFIED = 3  # of verify
     MISSING = 4
     TIMED_OUT = 124
     RUN_FAILED = 125
@@ -99,8 +100,8 @@ def exit_code(error: Error) -> Exit:
     """The exit code that belongs to an error."""
     if isinstance(error, UsageError):
         return Exit.USAGE
-    if isinstance(error, LockedError):
-        return Exit.DIFFERS
+    if isinstance(error, LockedError | AttestationError):
+        return Exit.DIFFERS  # which is also NOT_VERIFIED
     return Exit.MISSING if isinstance(error, MissingError) else Exit.FAILED
 
 
