@@ -55,6 +55,8 @@ class ChainCertificate:
     der: bytes
     where: str = field(compare=False)
     parsed: x509.Certificate = field(compare=False)
+    issuer: x509.Name = field(compare=False)
+    subject: x509.Name = field(compare=False)
     key: EllipticCurvePublicKey = field(compare=False)
     not_before_ms: int = field(compare=False)
     not_after_ms: int = field(compare=False)
@@ -64,7 +66,7 @@ class ChainCertificate:
     @property
     def common_name(self) -> str:
         """The subject's; empty when it has none, or several."""
-        names = self.parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        names = self.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         return str(names[0].value) if len(names) == 1 else ""
 
     @classmethod
@@ -77,9 +79,10 @@ class ChainCertificate:
             algorithm = certificate.signature_algorithm_oid
             first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
             version = certificate.version
+            issuer, subject = certificate.issuer, certificate.subject
         except UnsupportedAlgorithm as error:
             raise KeyTypeError(f"{where}: an unknown kind of key, expected EC on P-384") from error
-        except (ValueError, TypeError, OverflowError, x509.InvalidVersion, x509.DuplicateExtension) as error:
+        except Exception as error:  # ValueError, TypeError, OverflowError, InvalidVersion, DuplicateExtension...
             raise ChainCertificateError(f"{where}: not an X.509 certificate: {_reason(error)}") from error
         if version is not x509.Version.v3:
             raise ChainCertificateError(f"{where}: X.509 version {version.value + 1}, expected 3")
@@ -98,7 +101,9 @@ class ChainCertificate:
                 constraints = extension.value
             elif isinstance(extension.value, x509.KeyUsage):
                 usage = extension.value
-        return cls(der, where, certificate, key, _milliseconds(first), _milliseconds(last), constraints, usage)
+        return cls(
+            der, where, certificate, issuer, subject, key, _milliseconds(first), _milliseconds(last), constraints, usage
+        )
 
 
 class ChainVerifier:
@@ -141,15 +146,15 @@ def time_text(moment_ms: int) -> str:
 
 def _issued(issuer: ChainCertificate, der: bytes, where: str) -> ChainCertificate:
     certificate = ChainCertificate.parse(der, where)
-    if certificate.parsed.issuer != issuer.parsed.subject:
+    if certificate.issuer != issuer.subject:
         raise IssuerMismatchError(f"{where}: not issued by {issuer.where}, by its name")
-    if certificate.parsed.subject == certificate.parsed.issuer:
+    if certificate.subject == certificate.issuer:
         raise SelfIssuedError(f"{where}: names itself as its issuer, which only the root may")
     try:
         certificate.parsed.verify_directly_issued_by(issuer.parsed)
     except InvalidSignature as error:
         raise CertificateSignatureError(f"{where}: not signed by the key of {issuer.where}") from error
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # ValueError, TypeError: two algorithms named, a key that does not fit
         raise CertificateAlgorithmError(f"{where}: {_reason(error)}") from error
     return certificate
 

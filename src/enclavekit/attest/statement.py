@@ -21,7 +21,7 @@ _SHOWN = 16
 def proven(verified: Verified) -> list[tuple[str, str]]:
     """A word and what is so."""
     enclave = verified.kind is Kind.ENCLAVE
-    signer = "a development root, which anybody can have" if verified.root.development else verified.root.name
+    signer = "a root for development" if verified.root.development else verified.root.name
     found = [
         ("signed", f"by {verified.module_id}, for which {signer} vouches ({verified.root.sha256.hex()[:_SHOWN]}…)"),
         *(

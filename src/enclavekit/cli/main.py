@@ -31,6 +31,7 @@ COMMANDS = {
     "explain": "enclavekit.cli.explain_code:explain",
     "extract": "enclavekit.cli.extract:extract",
     "keygen": "enclavekit.cli.keygen:keygen",
+    "kms-policy": "enclavekit.cli.kms_policy:kms_policy",
     "lint": "enclavekit.cli.lint:lint",
     "nitro-cli": "enclavekit.nitro_cli.main:nitro_cli",
     "pcr": "enclavekit.cli.describe:pcr",
