@@ -71,6 +71,45 @@ def nitro_cli_blobs() -> Path | None:
     return installed if installed.is_dir() else None
 
 
+def nitro_cli_sockets() -> Path | None:
+    """NITRO_CLI_SOCKETS_PATH, or where nitro-cli's packages have them; None where they are not."""
+    named = os.environ.get("NITRO_CLI_SOCKETS_PATH")
+    if named:
+        return Path(named)
+    installed = Path("/run/nitro_enclaves")
+    return installed if installed.is_dir() else None
+
+
+def nitro_cli_logs() -> Path | None:
+    """NITRO_CLI_LOGS_PATH, or where nitro-cli's packages have them; None where they are not."""
+    named = os.environ.get("NITRO_CLI_LOGS_PATH")
+    if named:
+        return Path(named)
+    installed = Path("/var/log/nitro_enclaves")
+    return installed if installed.is_dir() else None
+
+
+def nitro_cli_state() -> Path:
+    """What takes the place of both for a user without them: beside the directory of running enclaves."""
+    runtime = runtime_directory()
+    return runtime.with_name(f"{runtime.name}-nitro-cli")
+
+
+def nitro_cli_words() -> tuple[str, bool]:
+    """The log's level (RUST_LOG), and whether failures are told with where they happened (BACKTRACE)."""
+    return os.environ.get("RUST_LOG") or "info", os.environ.get("BACKTRACE") == "1"
+
+
+def carrier() -> str | None:
+    """What runs enclaves of commands that have no option for it."""
+    return os.environ.get("ENCLAVEKIT_CARRIER") or None
+
+
+def qemu() -> str | None:
+    """A QEMU instead of the runtime's."""
+    return os.environ.get("ENCLAVEKIT_QEMU") or None
+
+
 def proxies() -> dict[str, str]:
     """HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, by http, https and no."""
     found = {}

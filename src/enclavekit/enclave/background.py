@@ -34,11 +34,7 @@ def background(work: Callable[[Callable[[dict[str, Any]], None]], None], word_fd
 
     status = 0
     try:
-        os.setsid()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
+        detach()
         work(tell)
     except Error as error:
         status = 1
@@ -48,6 +44,15 @@ def background(work: Callable[[Callable[[dict[str, Any]], None]], None], word_fd
         tell({"code": "error", "message": f"the enclave's process failed: {type(error).__name__}: {error}"})
     finally:
         os._exit(status)
+
+
+def detach() -> None:
+    """A session of its own, without a terminal; standard input, output and error go nowhere."""
+    os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
 
 
 def told_error(word: dict[str, Any]) -> Error | None:

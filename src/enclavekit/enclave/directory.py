@@ -77,19 +77,24 @@ class EnclaveDirectory:
         os.close(self._lock)
 
 
-def prepare(runtime: Path) -> None:
-    """Make the directory of all enclaves; refuse one that others could write to or put in our way."""
+def own_directory(path: Path) -> None:
+    """Make it, for this user alone. FileError for one that others could write to or put in our way."""
     try:
-        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = runtime.lstat()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
     except OSError as error:
-        raise FileError.of(error, runtime, "make the directory") from error
+        raise FileError.of(error, path, "make the directory") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise FileError(
-            f"{runtime}: mode {stat.filemode(found.st_mode)}, owner {found.st_uid}, expected a directory of "
+            f"{path}: mode {stat.filemode(found.st_mode)}, owner {found.st_uid}, expected a directory of "
             f"user {os.getuid()} with mode drwx------",
             hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
         )
+
+
+def prepare(runtime: Path) -> None:
+    """Make the directory of all enclaves; FileError as ``own_directory``."""
+    own_directory(runtime)
     for name in (PARENT, ENDED):
         try:
             (runtime / name).mkdir(mode=0o700, exist_ok=True)

@@ -16,15 +16,25 @@ from enclavekit.errors import CertificateError, Error, FileError, FormatError, M
 from enclavekit.nitro_cli.codes import Code
 
 MAX_CERTIFICATE = 1 << 20
+HELP = "https://docs.aws.amazon.com/enclaves/latest/user/cli-errors.html"
 
 
 class NitroCliError(Exception):
-    """What ends a command: nitro-cli's code, and our words."""
+    """What ends a command: nitro-cli's code, and our words; for E19 also the file and what was done with it."""
 
-    def __init__(self, code: Code, message: str) -> None:
+    def __init__(self, code: Code, message: str, *, file: str | None = None, operation: str = "Open") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.file = file
+        self.operation = operation
+
+    def text(self) -> str:
+        """As the commands print it."""
+        text = f"[ {self.code} ] {sentence(self.code.meaning)} {printable(self.message)}"
+        if self.file is not None:
+            text += f"\nFile: '{printable(self.file)}', failing operation: '{self.operation}'."
+        return f"{text}\n\nFor more details, please visit {HELP}#{self.code}"
 
 
 @contextmanager
@@ -67,7 +77,21 @@ def pkcs11() -> tuple[str | None, str | None]:
     return os.environ.get("NITRO_CLI_PKCS11_MODULE") or None, os.environ.get("NITRO_CLI_PKCS11_PIN") or None
 
 
-def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON
+def sentence(text: str) -> str:
+    """Half a sentence as a whole one."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def printable(text: str) -> str:
+    """Hostile text without control characters."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def json_text(value: Any) -> str:  # noqa: ANN401 - any JSON
     """As serde_json prints: two spaces, no escapes but the needed ones."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    click.echo(text.encode("utf-8", "backslashreplace"))
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON
+    """On stdout."""
+    click.echo(json_text(value).encode("utf-8", "backslashreplace"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nitro-cli`` as far as images go: build-enclave, describe-eif, pcr, sign-eif, explain.
+"""``nitro-cli``: images (build-enclave, describe-eif, pcr, sign-eif), enclaves (run-enclave and the like), explain.
 
 The same objects, words and exit codes.
 
@@ -18,20 +18,29 @@ from typing import NoReturn
 import click
 
 from enclavekit import __version__, eif
+from enclavekit.environment import nitro_cli_logs, nitro_cli_words
 from enclavekit.linux.atomic import replacing
 from enclavekit.nitro_cli.build_enclave import build_enclave
 from enclavekit.nitro_cli.codes import Code
-from enclavekit.nitro_cli.command import NitroCliError, failing, opened, pkcs11, print_json, read_certificate
+from enclavekit.nitro_cli.command import (
+    NitroCliError,
+    failing,
+    opened,
+    pkcs11,
+    print_json,
+    read_certificate,
+    sentence,
+)
+from enclavekit.nitro_cli.enclaves import console, describe_enclaves, run_enclave, terminate_enclave
+from enclavekit.nitro_cli.log import LOG, backtrace, start_log, stop_log, write_error
 from enclavekit.signing.signer import KeyReference, open_signer
 
-HELP = "https://docs.aws.amazon.com/enclaves/latest/user/cli-errors.html"
 USAGE = 2
 
 
 @click.group(
     name="nitro-cli",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Other commands of nitro-cli are not here yet.",
 )
 @click.version_option(
     __version__, "-V", "--version", prog_name="nitro-cli of enclavekit", message="%(prog)s %(version)s"
@@ -40,7 +49,8 @@ def nitro_cli() -> None:
     """The commands of nitro-cli, with its output and exit codes, on any Linux machine."""
 
 
-nitro_cli.add_command(build_enclave)
+for _command in (build_enclave, run_enclave, describe_enclaves, terminate_enclave, console):
+    nitro_cli.add_command(_command)
 
 
 @nitro_cli.command("describe-eif")
@@ -113,7 +123,7 @@ def explain(error_code: str) -> None:
     if code is None:
         click.echo(f"No such error code {error_code}", err=True)
     else:
-        click.echo(f"{_sentence(code.meaning)} {_sentence(code.remedy)}", err=True)
+        click.echo(f"{sentence(code.meaning)} {sentence(code.remedy)}", err=True)
 
 
 def run_command(words: list[str], name: str = "nitro-cli") -> int:
@@ -123,21 +133,42 @@ def run_command(words: list[str], name: str = "nitro-cli") -> int:
         _to_stderr(lambda: nitro_cli.main(args=words, prog_name=name, standalone_mode=False))
         return USAGE
     try:
+        _start_log()
+        LOG.info("%s", words[0])
         nitro_cli.main(args=words, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return USAGE
     except NitroCliError as failure:
-        code = failure.code
-        click.echo(f"[ {code} ] {_sentence(code.meaning)} {_printable(failure.message)}", err=True)
-        click.echo(f"\nFor more details, please visit {HELP}#{code}", err=True)
-        return code.number
+        _tell(failure, words[0])
+        return failure.code.number
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _start_log() -> None:
+    directory = nitro_cli_logs()
+    if directory is None:
+        stop_log()
+    else:
+        start_log(directory, nitro_cli_words()[0])
+
+
+def _tell(failure: NitroCliError, action: str) -> None:
+    """Its text, and where the rest is: in a file, or with BACKTRACE=1 right here."""
+    LOG.error("%s: %s", failure.code, failure.message)
+    click.echo(failure.text(), err=True)
+    details = backtrace(failure, action)
+    directory = nitro_cli_logs()
+    path = write_error(directory, f"{failure.text()}\n\n{details}") if directory is not None else None
+    if nitro_cli_words()[1]:
+        click.echo(f"\nBacktrace:\n{details}", err=True)
+    elif path is not None:
+        click.echo(f"\nThe backtrace is in {path}", err=True)
 
 
 def main() -> NoReturn:
@@ -150,11 +181,3 @@ def _to_stderr(call: Callable[[], object]) -> None:
 
     with redirect_stdout(sys.stderr):
         call()
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
