@@ -187,6 +187,20 @@ class GuestMemoryError(GuestError):
     remedy = "give the enclave more with `--memory`"
 
 
+class AllocationError(Error):
+    """Memory and CPUs cannot be set aside for enclaves; what there was before is there again."""
+
+    code = "allocation"
+    remedy = "`enclave doctor --carrier nitro` shows CPUs and huge pages; change `allocator.yaml` to what there is"
+
+
+class AllocatorConfigError(FormatError):
+    """An `allocator.yaml` that is none."""
+
+    code = "allocator-config"
+    remedy = "it is `---`, then `memory_mib: 512` and either `cpu_count: 2` or `cpu_pool: 2,3`"
+
+
 class NoEnclaveError(Error):
     """No enclave has that name or id, or it has ended."""
 

@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from enclavekit.cli.output import Output
+from enclavekit.linux.cpu_topology import parse_cpu_list as linux_cpu_list
 
 Command = Callable[..., Any]
 
 MIB = 1 << 20
 SIZE = re.compile(r"([0-9]{1,12})\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
-CPUS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", re.ASCII)
 UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30}
 
 
@@ -75,13 +75,13 @@ def image_options(command: Command) -> Command:
 
 def parse_cpu_list(text: str) -> frozenset[int]:
     """``0,2-3``, as the kernel writes lists of CPUs."""
-    found: set[int] = set()
-    for part in text.split(","):
-        match = CPUS.fullmatch(part.strip())
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise click.BadParameter(f"got {text!r}, expected a list of CPUs like 0,2-3")
-        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return frozenset(found)
+    try:
+        found = linux_cpu_list(text)
+    except ValueError as error:
+        raise click.BadParameter(f"got {error}") from error
+    if not found:
+        raise click.BadParameter("got none, expected a list of CPUs like 0,2-3")
+    return found
 
 
 def parse_size(text: str) -> int:
