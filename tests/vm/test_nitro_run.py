@@ -110,6 +110,22 @@ def test_the_life_of_an_enclave(nitro_cli: NitroCli, image: Path) -> None:
     assert re.search(r"\[nitro-cli:[0-9]+\]\[INFO\].*\] terminate-enclave$", log, re.MULTILINE)
 
 
+def test_an_attached_console(nitro_cli: NitroCli, rootfs: Path, tmp_path: Path) -> None:
+    """To the enclave's own end, after which it is gone from all lists."""
+    short = tmp_path / "short.eif.eif"
+    made = nitro_cli.enclave("build", f"dir:{rootfs}", "-o", short, "--", "/bin/busybox", "sleep", "8")
+    assert made.returncode == 0, made.stderr
+    words: list[str | Path] = ["--eif-path", short, "--memory", "256M", "--cpu-count", "1", "--enclave-name", "short"]
+    done = nitro_cli("run-enclave", *words, "--attach-console")
+    assert done.returncode == 0, done.stderr
+    end = done.stdout.index("\n}\n") + 3
+    assert list(json.loads(done.stdout[:end])) == RUN_KEYS
+    console = done.stdout[end:]
+    assert console.startswith("Connecting to the console for enclave 16...\nSuccessfully connected to the console.\n[")
+    assert nitro_cli("describe-enclaves").stdout == "[]\n"
+    assert nitro_cli("console", "--enclave-name", "short").returncode == 58
+
+
 def test_two_of_a_name_and_all_ended(nitro_cli: NitroCli, image: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"eif_path": str(image), "memory_mib": 256, "cpu_count": 1, "enclave_name": "twin"}))

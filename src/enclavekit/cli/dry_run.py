@@ -6,6 +6,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from enclavekit.cli.lint import finding_object
 from enclavekit.cli.output import Exit, Output, printable
 from enclavekit.enclave.preflight import Preflight, preflight
 from enclavekit.enclave.run import RunOptions
@@ -67,16 +68,7 @@ def _object(found: Preflight, findings: tuple[Finding, ...], options: RunOptions
             }
             for check in found.checks
         ],
-        "lint": [
-            {
-                "code": finding.code,
-                "level": finding.level.value,
-                "where": finding.where,
-                "message": finding.message,
-                "hint": finding.hint,
-            }
-            for finding in findings
-        ],
+        "lint": [finding_object(finding) for finding in findings],
     }
 
 

@@ -40,20 +40,22 @@ def lint(image: str, memory: str | None, carrier: str | None, strict: bool, outp
         findings = lint_image(file, name=image, now=datetime.now(UTC), memory=size, carrier=carrier)
     result = {
         "schema": SCHEMA,
-        "Findings": [
-            {
-                "code": finding.code,
-                "level": finding.level.value,
-                "where": finding.where,
-                "message": finding.message,
-                "hint": finding.hint,
-            }
-            for finding in findings
-        ],
+        "Findings": [finding_object(finding) for finding in findings],
     }
     output.show(result, lambda console: _print(console, findings, quiet=output.quiet))
     fatal = {Level.ERROR, Level.WARNING} if strict else {Level.ERROR}
     return Exit.DIFFERS if any(finding.level in fatal for finding in findings) else Exit.DONE
+
+
+def finding_object(finding: Finding) -> dict[str, str | None]:
+    """For JSON."""
+    return {
+        "code": finding.code,
+        "level": finding.level.value,
+        "where": finding.where,
+        "message": finding.message,
+        "hint": finding.hint,
+    }
 
 
 def _print(console: Console, findings: Sequence[Finding], *, quiet: bool) -> None:

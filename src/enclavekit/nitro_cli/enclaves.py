@@ -25,7 +25,7 @@ from enclavekit.environment import data_directory, qemu, qemu_environment, runti
 from enclavekit.errors import FileError, MissingError, NotEnoughMemoryError, ProtocolError
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, Selected, select_carrier
 from enclavekit.nitro_cli.codes import Code
-from enclavekit.nitro_cli.command import NitroCliError, print_json
+from enclavekit.nitro_cli.command import NitroCliError, print_json, printable
 from enclavekit.nitro_cli.cpus import choose_cpus, read_pool
 from enclavekit.nitro_cli.enclave_process import Prepared, failure_of, start_process
 from enclavekit.nitro_cli.log import LOG
@@ -80,7 +80,7 @@ def run_enclave(config: str | None, attach_console: bool, **words: Any) -> None:
         prepared = _prepare(options, stack)
         with start_process(prepared) as sock:
             try:
-                reply = read_reply(sock, lambda text: click.echo(text, err=True))
+                reply = read_reply(sock, _say)
             except (OSError, ProtocolError) as error:
                 LOG.error("%s", error)
                 reply = Reply()
@@ -197,12 +197,12 @@ def terminate_enclave(enclave_id: str | None, enclave_name: str | None, everyone
     if everyone:
         answers = ask_all(sockets, Command.TERMINATE)
         for reply in answers.replies.values():
-            click.echo(reply.stderr, err=True)
+            _say(reply.stderr)
         print_json(answers.objects())
         _check(Answers(answers.replies))  # those that we may not end said nothing
         return
     found = enclave_id if enclave_id is not None else id_of(sockets, str(enclave_name))
-    reply = ask_one(sockets, found, Command.TERMINATE, on_stderr=lambda text: click.echo(text, err=True))
+    reply = ask_one(sockets, found, Command.TERMINATE, on_stderr=_say)
     _check(Answers({found: reply}))
     made = _object(reply)
     if made is None:
@@ -256,6 +256,12 @@ def _console_of(enclave_id: str) -> Iterator[bytes]:
     if not (directory / CONSOLE).is_file():
         raise NitroCliError(Code.CONSOLE_CONNECTION, f"{enclave_id}: its console is kept by another user")
     return read_log(directory / CONSOLE, more=lambda: is_running(directory))
+
+
+def _say(text: str) -> None:
+    """What an enclave's process says; it may be another user's."""
+    for line in text.splitlines():
+        click.echo(printable(line), err=True)
 
 
 def _object(reply: Reply) -> Any:  # noqa: ANN401 - any JSON

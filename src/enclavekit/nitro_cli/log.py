@@ -20,7 +20,7 @@ from pathlib import Path
 from enclavekit import __version__
 from enclavekit.errors import FileError
 from enclavekit.nitro_cli.codes import Code
-from enclavekit.nitro_cli.command import NitroCliError
+from enclavekit.nitro_cli.command import NitroCliError, printable
 
 FILE = "nitro_enclaves.log"
 MODE = 0o766
@@ -36,6 +36,13 @@ LOG.addHandler(logging.NullHandler())
 LOG.propagate = False
 
 
+class _Handler(logging.FileHandler):
+    """A log that cannot be written to, on a full disk for example, stops nothing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing."""
+
+
 class _Formatter(logging.Formatter):
     """One line a record, whatever its message has in it."""
 
@@ -46,15 +53,17 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         level = {"WARNING": "WARN", "CRITICAL": "ERROR"}.get(record.levelname, record.levelname)
-        message = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in record.getMessage())
-        return f"[{self.name}:{os.getpid()}][{level}][{when}][{record.filename}:{record.lineno}] {message}"
+        return (
+            f"[{self.name}:{os.getpid()}][{level}][{when}][{record.filename}:{record.lineno}] "
+            f"{printable(record.getMessage())}"
+        )
 
 
 def start_log(directory: Path, level: str = "info") -> None:
     """Log to the file in ``directory``. Raises NitroCliError E19 where it cannot be opened."""
     path = directory / FILE
     try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        handler = _Handler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise NitroCliError(
             Code.FILE_OPERATION, FileError.of(error, path, "open the log").message, file=str(path), operation="Open"

@@ -22,7 +22,7 @@ from enclavekit.errors import FormatError, ProtocolError
 LENGTH = Struct("<Q")  # bytes of the CBOR item; also a number of its own: a CID, flags, the confirmation
 CONFIRMATION = 0xEEC0
 MAX_FRAME = 1 << 20
-MAX_FRAMES = 1024
+MAX_FRAMES = 64
 DEBUG_FLAG = 1
 STATUS_FAILED = 22  # EINVAL
 
