@@ -7,11 +7,13 @@ Sources: linux: Documentation/virt/ne_overview.rst; what users of nitro-cli run 
 from __future__ import annotations
 
 import grp
+import os
 import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from enclavekit.enclave.findings import Finding, missing, ok, warning
+from enclavekit.enclave.findings import Finding, State, missing, ok, warning
+from enclavekit.errors import LaunchError, MissingError, NotEnoughMemoryError
 from enclavekit.linux.cpu_topology import NODES, format_cpu_list, parse_cpu_list
 from enclavekit.linux.hugepages import HugePages, free_blocks, read_hugepages
 
@@ -55,6 +57,28 @@ def nitro_findings(root: Path, uid: int, groups: frozenset[int]) -> Iterator[Fin
         yield ok(AREA, "vsock", "/dev/vsock")
     else:
         yield missing(AREA, "vsock", "no /dev/vsock: the parent cannot talk to enclaves", "modprobe vsock")
+
+
+def check_capacity(root: Path, *, memory: int, cpus: int) -> str:
+    """What an enclave of ``memory`` bytes and ``cpus`` CPUs would be given. MissingError, LaunchError where it is not.
+
+    CPUs and pages that other enclaves hold are not counted.
+    """
+    for finding in nitro_findings(root, os.geteuid(), frozenset({os.getegid(), *os.getgroups()})):
+        if finding.state is State.MISSING:
+            raise MissingError(f"{finding.name}: {finding.message}", hint=finding.remedy)
+    pool = parse_cpu_list((root / MODULE / "parameters/ne_cpus").read_text())
+    if cpus > len(pool):
+        raise LaunchError(f"CPUs: got {cpus}, the pool has {len(pool)}", hint="raise cpu_count in allocator.yaml")
+    node = _node_of(root, pool)
+    free = _free(read_hugepages(root, node))
+    if memory > free:
+        raise NotEnoughMemoryError(
+            f"memory: the enclave is to have {memory // MIB} MiB, NUMA node {node} has {free // MIB} MiB of huge pages "
+            "free",
+            hint="raise memory_mib in allocator.yaml, or stop another enclave",
+        )
+    return f"{len(pool)} CPUs in the pool, {free // MIB} MiB of huge pages free on NUMA node {node}"
 
 
 def _has_pci_device(root: Path) -> bool:
@@ -103,16 +127,16 @@ def _pool(root: Path) -> Generator[Finding, None, int | None]:
         yield missing(AREA, "cpus", "the pool of CPUs is empty", ALLOCATE)
         return None
     yield ok(AREA, "cpus", f"{len(pool)} in the pool: {format_cpu_list(pool)}")
-    return next((node for node in _nodes(root) if _is_on(root, min(pool), node)), 0)
+    return _node_of(root, pool)
 
 
 def _nodes(root: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("node")) for path in (root / NODES).glob("node[0-9]*")) or [0]
 
 
-def _is_on(root: Path, cpu: int, node: int) -> bool:
-    """Also for a CPU that is offline, as those of the pool are: the directory has links to all of its node."""
-    return (root / NODES / f"node{node}" / f"cpu{cpu}").exists()
+def _node_of(root: Path, pool: frozenset[int]) -> int:
+    """Also for CPUs that are offline, as those of the pool are: a node's directory has links to all that are its."""
+    return next((node for node in _nodes(root) if (root / NODES / f"node{node}" / f"cpu{min(pool)}").exists()), 0)
 
 
 def _pages(root: Path, pool_node: int | None) -> Iterator[Finding]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO
 
 from enclavekit import eif
 from enclavekit.enclave.directory import claimable
+from enclavekit.enclave.doctor_nitro import check_capacity
 from enclavekit.enclave.launch_values import check_values
 from enclavekit.enclave.run import Plan, RunOptions, check_cpu_list, check_cpus, check_memory, plan
 from enclavekit.errors import Error
@@ -53,7 +55,13 @@ class Preflight:
 
 
 def preflight(
-    file: BinaryIO, wanted: CarrierName | None, carriers: CarrierOptions, options: RunOptions, at: datetime
+    file: BinaryIO,
+    wanted: CarrierName | None,
+    carriers: CarrierOptions,
+    options: RunOptions,
+    at: datetime,
+    *,
+    root: Path = Path("/"),
 ) -> Preflight:
     """Check the image in ``file`` and the machine. FileError when the image cannot be read at all."""
     found = Preflight()
@@ -97,6 +105,9 @@ def preflight(
     if found.planned is not None:
         found.check("memory", memory)
     found.check("cpus", cpus)
+    if found.selected is not None and found.selected.name is CarrierName.NITRO and found.planned is not None:
+        size = found.planned.memory
+        found.check("set aside", lambda: check_capacity(root, memory=size, cpus=options.cpus))
     if options.values and found.planned is not None:
         found.check("launch values", values)
     found.check("identity", identity)

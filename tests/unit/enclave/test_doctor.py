@@ -11,9 +11,9 @@ import pytest
 from ec2_machine import lay_out
 
 from enclavekit.enclave.doctor import Machine, diagnose
-from enclavekit.enclave.doctor_nitro import nitro_findings
+from enclavekit.enclave.doctor_nitro import check_capacity, nitro_findings
 from enclavekit.enclave.findings import State
-from enclavekit.errors import MissingError, NoKernelError, NoQemuError
+from enclavekit.errors import LaunchError, MissingError, NoKernelError, NoQemuError, NotEnoughMemoryError
 from enclavekit.hypervisor.accel import Accel, Choice
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, Selected
 from enclavekit.hypervisor.contract import Enclave, LaunchSpec
@@ -142,6 +142,23 @@ def test_a_container_without_huge_pages(tmp_path: Path) -> None:
     lay_out(tmp_path, pool="1,5", pages=(256, 0))
     (tmp_path / "sys/fs/cgroup/own/hugetlb.2MB.max").write_text("0\n")
     assert nitro(tmp_path)["cgroup"] == "missing: this control group may use no huge pages of 2MB"
+
+
+def test_what_an_enclave_would_be_given(tmp_path: Path) -> None:
+    lay_out(tmp_path, pool="1,5", pages=(256, 0))
+    assert check_capacity(tmp_path, memory=512 << 20, cpus=2) == (
+        "2 CPUs in the pool, 512 MiB of huge pages free on NUMA node 0"
+    )
+    with pytest.raises(LaunchError, match=r"^CPUs: got 4, the pool has 2$"):
+        check_capacity(tmp_path, memory=512 << 20, cpus=4)
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        check_capacity(tmp_path, memory=514 << 20, cpus=2)
+    assert caught.value.message == (
+        "memory: the enclave is to have 514 MiB, NUMA node 0 has 512 MiB of huge pages free"
+    )
+    (tmp_path / "dev/vsock").unlink()
+    with pytest.raises(MissingError, match=r"^vsock: no /dev/vsock"):
+        check_capacity(tmp_path, memory=512 << 20, cpus=2)
 
 
 # the others -----------------------------------------------------------------------------------------------------------
