@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import select
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +59,16 @@ def image(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretty(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def wait_for_end(pid: int) -> None:
+    """Of a process that is no child of ours."""
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            select.select([process], [], [], 60)
+        finally:
+            os.close(process)
 
 
 def test_the_life_of_an_enclave(nitro_cli: NitroCli, image: Path) -> None:
@@ -119,7 +131,9 @@ def test_an_attached_console(nitro_cli: NitroCli, rootfs: Path, tmp_path: Path) 
     done = nitro_cli("run-enclave", *words, "--attach-console")
     assert done.returncode == 0, done.stderr
     end = done.stdout.index("\n}\n") + 3
-    assert list(json.loads(done.stdout[:end])) == RUN_KEYS
+    made_of = json.loads(done.stdout[:end])
+    assert list(made_of) == RUN_KEYS
+    wait_for_end(made_of["ProcessID"])
     console = done.stdout[end:]
     assert console.startswith("Connecting to the console for enclave 16...\nSuccessfully connected to the console.\n[")
     assert nitro_cli("describe-enclaves").stdout == "[]\n"
