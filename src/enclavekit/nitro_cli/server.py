@@ -66,6 +66,7 @@ class EnclaveServer:
         self._path = path
         self._answering = answering
         self._closing = False
+        self._owner = os.geteuid()
         self._slots = threading.BoundedSemaphore(MAX_CLIENTS)
         self._clients: set[threading.Thread] = set()
         self._listener = socket.socket(socket.AF_UNIX)
@@ -129,7 +130,7 @@ class EnclaveServer:
             LOG.warning("no command of ours: %.64r", names[0])
             return
         name = Command(str(names[0]))
-        if name not in FOR_ALL and uid not in (os.geteuid(), 0):
+        if name not in FOR_ALL and uid not in (self._owner, 0):
             LOG.warning("%s: user %d may not", name, uid)
             return
         LOG.info("%s", name)

@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -52,6 +53,8 @@ class FakeEnclave:
         return DESCRIBED | ({"ImageName": "web"} if metadata else {})
 
     def terminate(self) -> dict[str, Any]:
+        if self.broken:
+            raise LaunchError("it has not ended within 30 s")
         self.ended += 1
         return {"EnclaveName": self.name, "EnclaveID": self.enclave_id, "Terminated": True}
 
@@ -200,6 +203,28 @@ def test_hostile_clients(web: FakeEnclave, sockets: Path, data: bytes) -> None:
     assert web.ended == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_other_users_may_look_and_no_more(web: FakeEnclave, sockets: Path) -> None:
+    with tempfile.TemporaryDirectory() as shared:  # which other users reach
+        Path(shared).chmod(0o755)
+        path = Path(shared) / "432cff93.sock"
+        server = EnclaveServer(path, web)
+        try:
+            for name, answered in (("GetEnclaveCID", True), ("Terminate", False)):
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.settimeout(10)
+                    os.seteuid(65534)
+                    try:
+                        sock.connect(str(path))
+                    finally:
+                        os.seteuid(0)
+                    sock.sendall(2 * frame(name))
+                    assert (sock.recv(100) != b"") == answered
+        finally:
+            server.close()
+    assert web.ended == 0
+
+
 def test_whoever_removes_the_socket_ends_the_enclave(web: FakeEnclave, sockets: Path) -> None:
     (sockets / "432cff93.sock").unlink()
     assert web.was_removed.wait(60)
@@ -293,6 +318,28 @@ def test_a_command_that_fails(web: FakeEnclave, capsys: pytest.CaptureFixture[st
     web.broken = True
     assert run_command(["describe-enclaves"]) == 39  # it said nothing that could be printed
     assert capsys.readouterr().err.startswith("Failed connections: 1\n[ E39 ]")
+
+
+@pytest.mark.parametrize("named", [["--enclave-id", ID], ["--all"]])
+def test_an_enclave_that_does_not_end(web: FakeEnclave, named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    web.broken = True
+    assert run_command(["terminate-enclave", *named]) == 38
+    assert "it has not ended within 30 s\n" in capsys.readouterr().err
+
+
+def test_another_users_words_cannot_play_with_a_terminal(sockets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Hostile(FakeEnclave):
+        def terminate(self) -> dict[str, Any]:
+            raise LaunchError("\x1b[2J\x9b")
+
+    server = EnclaveServer(sockets / "432cff93.sock", Hostile())
+    try:
+        assert run_command(["terminate-enclave", "--enclave-id", ID]) == 38
+    finally:
+        server.close()
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "\\x1b[2J\\x9b" in error
 
 
 def test_no_console_in_production_mode(web: FakeEnclave, capsys: pytest.CaptureFixture[str]) -> None:
