@@ -94,6 +94,13 @@ class KernelError(FormatError):
     remedy = "take a bzImage for x86_64 with virtio_mmio and vsock: `enclave kernel list` shows those that are here"
 
 
+class KernelBuildError(Error):
+    """A guest kernel that cannot be built: its options contradict each other, or its build fails."""
+
+    code = "kernel-build"
+    remedy = "with fragments of your own, build without them first; the log of the build says what failed"
+
+
 class SourceError(Error):
     """A directory, tar or image that no ramdisk can be made of."""
 

@@ -12,8 +12,9 @@ CODES = {
     "boot", "build", "locked", "control", "guest-memory", "heartbeat", "no-docker", "no-enclave",
     "panic", "no-image", "project",
     "carrier", "certificate", "connection", "eif", "error", "file", "format", "guest",
-    "image-too-large", "kernel", "launch", "memory", "missing", "no-kernel", "no-qemu", "offline", "protocol",
-    "refused", "runtime", "signature", "signing", "source", "truncated", "unsupported-host", "usage", "virtqueue",
+    "image-too-large", "kernel", "kernel-build", "launch", "memory", "missing", "no-kernel", "no-qemu", "offline",
+    "protocol", "refused", "runtime", "signature", "signing", "source", "truncated", "unsupported-host", "usage",
+    "virtqueue",
 }  # fmt: skip
 ATTESTATION_CODES = {
     "attestation", "document", "document-too-large", "cbor-truncated", "cbor-malformed",

@@ -58,11 +58,15 @@ DEFAULT_VERSION = "1.0"
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """A kernel's file and its ``lib/modules/<release>``, if it has one. ``name`` goes into the metadata."""
+    """A kernel's file and its ``lib/modules/<release>``, if it has one. ``name`` goes into the metadata.
+
+    ``made_of`` are words for the lock: the source and the compiler of one that was built.
+    """
 
     path: Path
     modules: Path | None
     name: str
+    made_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,7 @@ def _sections(
     inputs = inputs_of(
         options.source,
         source,
-        kernel=Input(KERNEL, options.kernel.name, f"sha384:{kernel.sha384}"),
+        kernel=Input(KERNEL, f"{options.kernel.name}{options.kernel.made_of}", f"sha384:{kernel.sha384}"),
         programs=programs,
         sections={
             "cmdline": measured_cmdline,

@@ -64,7 +64,7 @@ def build_options(
     else:
         pinned = locked.find(KERNEL) if locked else None
         found = kernels().choose(kernel, modules, pinned.digest if pinned else None)
-        chosen = KernelChoice(found.path, found.modules, found.name)
+        chosen = KernelChoice(found.path, found.modules, found.name, kernels().made_of(found.path))
     return BuildOptions(
         source=source,
         output=output,
@@ -157,6 +157,8 @@ def build(
     if lock_path and not locked:
         with replacing(lock_path) as file:
             file.write(result.lock.encode().encode())
+    if words["kernel"] is None and not words["blobs"] and not locked:
+        _hint_at_kernel(output)
     for warning in result.warnings:
         output.say(f"warning: {warning}")
     output.detail(f"{result.path}: {result.size} bytes, {result.arch}")
@@ -165,6 +167,13 @@ def build(
         output.show({**made, "Explanation": explanation_object(result)}, lambda console: explain_text(result, console))
     else:
         output.result(made)
+
+
+def _hint_at_kernel(output: Output) -> None:
+    """Nobody chose the kernel, so it is the distribution's: say where it does not boot, and change nothing."""
+    built = [one.name for one in kernels().all() if one.made.get("arch") == "x86_64"]
+    how = f"--kernel {built[0]}" if built else "enclave kernel build makes one, for --kernel"
+    output.say(f"hint: this image's kernel, the distribution's, does not boot on EC2; {how} boots there and here")
 
 
 def _lock_path(ctx: click.Context, lock: str | None, is_locked: bool) -> Path | None:

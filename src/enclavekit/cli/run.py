@@ -40,6 +40,7 @@ from enclavekit.errors import FileError, UsageError
 from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, select_carrier
 from enclavekit.hypervisor.contract import Carrier, Mode
+from enclavekit.platform.machine import Platform
 
 STDOUT, STDERR = 1, 2
 POLL_MS = 100
@@ -85,6 +86,12 @@ GIVEN_TO_BUILD = (
     help="KVM, or emulation by TCG.",
 )
 @click.option(
+    "--platform",
+    type=click.Choice([platform.value for platform in Platform]),
+    default=Platform.DEFAULT.value,
+    help="nitro: devices are told of as on EC2, and in no other way.",
+)
+@click.option(
     "--set", "given", multiple=True, metavar="NAME=VALUE", help="A value that the image declares; repeatable."
 )
 @click.option("--secret-file", "secrets", multiple=True, metavar="NAME=PATH", help="The same, read from a file.")
@@ -112,6 +119,7 @@ def run(
     timeout: float | None,
     carrier_name: str,
     accel: str,
+    platform: str,
     given: tuple[str, ...],
     secrets: tuple[str, ...],
     qemu: str | None,
@@ -144,6 +152,7 @@ def run(
         image=target,
         cpu_list=parse_cpu_list(cpu_list) if cpu_list is not None else None,
         cgroup=cgroup,
+        platform=Platform(platform),
         listen=dict(parse_listen(one) for one in listen),
         publish=[parse_publish(one) for one in publish],
     )

@@ -18,13 +18,14 @@ from enclavekit.eif import Arch
 from enclavekit.enclave.directory import CONSOLE, OUTPUT, EnclaveDirectory, claim
 from enclavekit.enclave.launch_values import check_values
 from enclavekit.enclave.log_file import LogFile
+from enclavekit.enclave.nitro_platform import nitro_discovery
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import Error, LaunchError, NotEnoughMemoryError
 from enclavekit.hypervisor.contract import Carrier, Enclave, LaunchSpec, Mode
 from enclavekit.hypervisor.launch import launch
 from enclavekit.image.kernel import image_discovery
 from enclavekit.linux.memory import available_memory
-from enclavekit.platform.machine import MAX_CPUS
+from enclavekit.platform.machine import MAX_CPUS, Platform
 from enclavekit.platform.placement import choose_memory, needed_memory
 from enclavekit.virtio.host_sockets import HostAddress
 
@@ -50,6 +51,7 @@ class RunOptions:
     publish: Sequence[tuple[HostAddress, int]] = ()
     cpu_list: frozenset[int] | None = None
     cgroup: Path | None = None
+    platform: Platform = Platform.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Plan:
     discovery: eif.Discovery
 
 
-def plan(file: BinaryIO, memory: int | None, at: datetime) -> Plan:
+def plan(file: BinaryIO, memory: int | None, at: datetime, platform: Platform = Platform.DEFAULT) -> Plan:
     """Read an image and choose its memory. Errors: ``EifError``, ``KernelError``, ``LaunchError``.
 
     A signature has to hold, and its certificate to be valid at that time, as for a real hypervisor: ``SignatureError``,
@@ -86,7 +88,8 @@ def plan(file: BinaryIO, memory: int | None, at: datetime) -> Plan:
     file.seek(image.kernel.offset)
     kernel = BzImage.parse(file.read(min(READ_SIZE, image.kernel.size)), image.kernel.size)
     needed = needed_memory(kernel, image.size, sum(section.size for section in image.ramdisks))
-    return Plan(image, choose_memory(needed, memory), image_discovery(file, image))
+    discovery = nitro_discovery(file, image) if platform is Platform.NITRO else image_discovery(file, image)
+    return Plan(image, choose_memory(needed, memory), discovery)
 
 
 def run(
@@ -101,7 +104,7 @@ def run(
     No process and no socket is left behind, whatever happens; how it ended is found by ``directory.ended``.
     """
     check_cpus(options.cpus)
-    planned = plan(file, options.memory, datetime.now(UTC))
+    planned = plan(file, options.memory, datetime.now(UTC), options.platform)
     check_values(file, planned.image, options.values)
     check_memory(planned.memory)
     check_cpu_list(options.cpu_list)

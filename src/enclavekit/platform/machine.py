@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -26,6 +26,13 @@ EBDA_START = 0x9FC00
 
 MAX_CPUS = 64
 """The MP table and the MADT have room for more; more has not been tried."""
+
+
+class Platform(StrEnum):
+    """Whose machine a local one is like: our own, where every kernel finds what it needs, or a real enclave's."""
+
+    DEFAULT = "default"
+    NITRO = "nitro"
 
 
 class E820Type(IntEnum):

@@ -52,6 +52,10 @@ DISTRIBUTIONS = (
     ),
 )
 
+_COMPILER = ("base-files", "bc", "bison", "flex", "gcc", "libelf-dev", "make", "xz-utils", "zstd")
+COMPILERS = {"compiler": _COMPILER, "compiler-aarch64": (*_COMPILER, "gcc-aarch64-linux-gnu")}
+"""What kernels are built with, from the first suite, with all that it depends on."""
+
 ALIASES = ("stable", "oldstable", "testing", "unstable", "sid", "devel")
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from enclavekit.errors import FileError, NoQemuError, RuntimeInstallError, UnsupportedHostError
 from enclavekit.linux.locks import locked, try_lock
 from enclavekit.runtime.apt import MIB, Apt, Download, Host, sha256_of
-from enclavekit.runtime.distribution import BY_HAND, Distribution, OsRelease, distribution_of
+from enclavekit.runtime.distribution import BY_HAND, COMPILERS, Distribution, OsRelease, distribution_of
 from enclavekit.runtime.find import OLDEST, dotted, installed_kernel, installed_qemu, probe
 from enclavekit.runtime.manifest import FILE, Component, read_manifest, write_manifest
 from enclavekit.runtime.sources import choose_source, read_sources
@@ -48,6 +48,7 @@ QEMU_FILES = (
 )
 KERNEL_FILES = ("boot/vmlinuz-*", "boot/config-*", "usr/lib/modules", "lib/modules")
 PACKAGE_FILES = ("*",)
+COMPILER_PACKAGE = re.compile(r"gcc-[0-9]{1,3}")
 
 
 class Stage(StrEnum):
@@ -57,6 +58,7 @@ class Stage(StrEnum):
     LISTS = "package lists"
     DOWNLOAD = "download"
     UNPACK = "unpack"
+    COMPILE = "compile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Runtime:
     def install(
         self, report: ReportProgress | None = None, want: Sequence[str] = ("qemu", "kernel")
     ) -> list[Installed]:
-        """Bring what is wanted and not there: ``qemu``, ``kernel``, or a package by its name, unpacked whole."""
+        """Bring what is wanted and not there: ``qemu``, ``kernel``, one of ``COMPILERS``, or a package, all of it."""
         try:
             with self._exclusive(report or (lambda _: None)) as tell:
                 shutil.rmtree(self._staging, ignore_errors=True)
@@ -195,6 +197,8 @@ class Runtime:
         elif name == "kernel":
             files = KERNEL_FILES
             downloads = apt.plan(_kernel_packages(distribution.kernel, apt))
+        elif name in COMPILERS:
+            downloads = apt.plan(COMPILERS[name], suite)
         else:
             downloads = apt.plan([name])
         size = sum(download.package.size for download in downloads)
@@ -202,8 +206,13 @@ class Runtime:
         text = f"{name}: {_count(len(downloads), 'package')}, {size / 1e6:.1f} MB"
         apt.fetch(downloads, lambda fraction: report(Progress(Stage.DOWNLOAD, text, fraction)))
         tree = self._unpack(downloads, apt, files, lambda fraction: report(Progress(Stage.UNPACK, text, fraction)))
-        version = _qemu_version(tree) if name == "qemu" else _kernel_name(tree) if name == "kernel" else None
-        version = version or next(item.package.version for item in downloads if item.package.name == name)
+        if name == "qemu":
+            version = _qemu_version(tree)
+        elif name == "kernel":
+            version = _kernel_name(tree)
+        else:
+            main = COMPILER_PACKAGE if name in COMPILERS else re.compile(re.escape(name))
+            version = next(item.package.version for item in downloads if main.fullmatch(item.package.name))
         directory = f"{name}-{version.replace(':', '.')}"
         target = self._root / directory
         if target.exists():

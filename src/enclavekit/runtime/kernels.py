@@ -13,8 +13,10 @@ import json
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from enclavekit.codec.bzimage import READ_SIZE, BzImage
 from enclavekit.errors import FileError, FormatError, KernelError, NoKernelError, UsageError
@@ -36,6 +38,8 @@ class KnownKernel:
     path: Path
     modules: Path | None
     digest: str
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """Of one that was built here: ``inputs``, a digest of all, ``source``, ``compiler``, ``fragments``, ``arch``."""
 
     @property
     def kernel(self) -> Kernel:
@@ -79,9 +83,27 @@ class Kernels:
                 return locked.kernel if modules is None else Kernel(locked.name, locked.path, Path(modules))
         return find_kernel(self.runtime_root, named, modules)
 
-    def add(self, path: Path, *, name: str | None, modules: Path | None, config: Path | None) -> KnownKernel:
-        """Copy a kernel here. Errors: KernelError when it is none, UsageError for a name that is taken, FileError."""
-        version, digest = _examine(path)
+    def made_of(self, path: Path) -> str:
+        """What a kernel that was built here was made of, in words for a lock; nothing for others."""
+        one = next((one for one in self.all() if one.path == path and one.made), None)
+        return f" (Linux {one.made.get('source')}, gcc {one.made.get('compiler')})" if one else ""
+
+    def add(
+        self,
+        path: Path,
+        *,
+        name: str | None,
+        modules: Path | None,
+        config: Path | None,
+        version: str = "",
+        made: Mapping[str, Any] | None = None,
+    ) -> KnownKernel:
+        """Copy a kernel here; ``version`` is for one that does not say its own, ``made`` for one that was built.
+
+        Errors: KernelError when it is none, UsageError for a name that is taken, FileError.
+        """
+        said, digest = _examine(path)
+        version = said or version
         chosen = name or version or path.name
         if not NAME.fullmatch(chosen):
             raise UsageError(f"kernel name {chosen[:64]!r}: expected letters, digits, '.', '_', '+' and '-'")
@@ -99,7 +121,9 @@ class Kernels:
             if modules:
                 # What is no file has no place in it: "build" and "source" lead out of it.
                 shutil.copytree(modules, beside / MODULES, ignore=_links, copy_function=shutil.copyfile)
-            record = {"schema": SCHEMA, "version": version, "origin": "imported", "digest": digest}
+            record: dict[str, Any] = {"schema": SCHEMA, "version": version, "origin": "imported", "digest": digest}
+            if made is not None:
+                record |= {"origin": "built", "made": dict(made)}
             (beside / RECORD).write_text(json.dumps(record) + "\n")
             beside.rename(self.root / chosen)
         except OSError as error:
@@ -130,6 +154,7 @@ class Kernels:
                 directory / KERNEL,
                 modules if modules.is_dir() else None,
                 str(record["digest"]),
+                dict(record.get("made", {})),
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"{directory / RECORD}: damaged", hint=f"remove {directory}") from error
