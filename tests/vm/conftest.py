@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -75,6 +76,35 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("web") / "layout"
     module.make_layout(made)
     return made
+
+
+@pytest.fixture(scope="session")
+def _built_kernel(request: pytest.FixtureRequest) -> dict[str, object]:
+    """Our own kernel: the one that was built before, else it is built now, which takes minutes and is said."""
+    terminal = request.config.pluginmanager.getplugin("terminalreporter")
+    listed = subprocess.run([ENCLAVE, "kernel", "list", "--json"], capture_output=True, check=True)
+    if terminal and not any(one["origin"] == "built" for one in json.loads(listed.stdout)["kernels"]):
+        terminal.write_line("\nno kernel of ours is built yet: building one (enclave kernel build)")
+    done = subprocess.run([ENCLAVE, "kernel", "build", "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built: dict[str, object] = json.loads(done.stdout)
+    if terminal and not built["cached"]:
+        terminal.write_line(f"\nthe kernel was built now: {done.stderr.splitlines()[-2]}")
+    kernel = built["kernel"]
+    assert isinstance(kernel, dict)
+    return kernel
+
+
+@pytest.fixture(scope="session")
+def small_kernel(_built_kernel: dict[str, object]) -> Path:
+    """Our own kernel's file."""
+    return Path(str(_built_kernel["path"]))
+
+
+@pytest.fixture(scope="session")
+def small_kernel_name(_built_kernel: dict[str, object]) -> str:
+    """Its name, for ``--kernel``."""
+    return str(_built_kernel["name"])
 
 
 @dataclass(frozen=True)
