@@ -106,6 +106,7 @@ int main(void)
     supervisor.stop_signal = config.stop_signal;
     enter_root();
     mount_system();
+    set_sysctls();
     open_console();
     set_up_network();
 

@@ -101,6 +101,34 @@ void mount_system(void)
             fail(errno, "cannot make %s", DIRECTORIES[i].path);
 }
 
+/* What distributions set at boot, and container runtimes for their containers: images expect it. */
+static const struct {
+    const char *path;
+    const char *value;
+} SYSCTLS[] = {
+    {"/proc/sys/fs/protected_fifos", "1"},
+    {"/proc/sys/fs/protected_hardlinks", "1"},
+    {"/proc/sys/fs/protected_regular", "2"},
+    {"/proc/sys/fs/protected_symlinks", "1"},
+    {"/proc/sys/kernel/kptr_restrict", "1"},
+    {"/proc/sys/kernel/panic_on_oops", "1"}, /* a kernel that stumbled attests to nothing any more */
+    {"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+    {"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
+    {"/proc/sys/vm/max_map_count", "1048576"},
+};
+
+void set_sysctls(void)
+{
+    for (size_t i = 0; i < sizeof SYSCTLS / sizeof *SYSCTLS; i++) {
+        int fd = open(SYSCTLS[i].path, O_WRONLY | O_CLOEXEC);
+        if (fd < 0)
+            continue; /* this kernel has no such thing */
+        ssize_t ignored = write(fd, SYSCTLS[i].value, strlen(SYSCTLS[i].value));
+        (void)ignored;
+        close(fd);
+    }
+}
+
 void set_up_network(void)
 {
     /* Neither is worth an end: a kernel may have no network at all. */

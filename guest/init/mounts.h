@@ -13,5 +13,8 @@ void enter_root(void);
 /* In the image's own root: the file systems that a Linux program expects. */
 void mount_system(void);
 
+/* Limits and protections as distributions and container runtimes have them, where the kernel has them. */
+void set_sysctls(void);
+
 /* The loopback interface up, and a host name where there is none. */
 void set_up_network(void);

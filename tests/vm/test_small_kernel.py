@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(1800)  # its build, where there is none yet
 MIB = 1 << 20
 LARGEST = 3 * MIB
 SUCCESS = 42
-ANSWERS = 24
+ANSWERS = 25
 SKIPPABLE = {"kvm-clock", "ptp", "nsm", "hwrng"}
 """Where the machine itself has no such thing: emulation has neither of KVM's clocks."""
 CONNECT_TRIES = 300
@@ -117,7 +117,7 @@ def answers(root: Path, small_kernel_name: str, tmp_path_factory: pytest.TempPat
     "feature",
     ["cpus", "memory", "vsock-loopback", "vsock-out", "vsock-in", "nsm", "hwrng", "random", "cgroups", "namespaces",
      "seccomp", "bpf", "landlock", "overlay", "tun", "ipv4", "ipv6", "sysv", "no-netfilter", "no-memory-files",
-     "no-modules", "no-acpi", "kvm-clock", "ptp"],
+     "no-modules", "no-acpi", "sysctls", "kvm-clock", "ptp"],
 )  # fmt: skip
 def test_each_promised_feature_inside(answers: dict[str, str], feature: str) -> None:
     assert len(answers) == ANSWERS

@@ -394,6 +394,22 @@ static int random_is_ready(void) {
     return YES;
 }
 
+// What init sets: the kernel's own values are others.
+static int sysctls(void) {
+    char value[16];
+    MUST(read_file("/proc/sys/kernel/panic_on_oops", value, sizeof(value)));
+    if (*value != '1')
+        FAIL("an oops is no panic");
+    MUST(read_file("/proc/sys/fs/protected_symlinks", value, sizeof(value)));
+    if (*value != '1')
+        FAIL("links are not protected");
+    MUST(setuid(1000));
+    int server = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(80)};
+    MUST(bind(server, (struct sockaddr *)&at, sizeof(at)));
+    return YES;
+}
+
 static int kvm_clock(void) {
     char source[256];
     MUST(read_file("/sys/devices/system/clocksource/clocksource0/available_clocksource", source, sizeof(source)));
@@ -423,7 +439,7 @@ int main(int count, char **words) {
         {"cgroups", cgroups, 1}, {"namespaces", namespaces, 1}, {"seccomp", seccomp, 1}, {"bpf", bpf, 0},
         {"landlock", landlock, 1}, {"overlay", overlay, 1}, {"tun", tun, 0}, {"ipv4", ipv4, 0}, {"ipv6", ipv6, 0},
         {"sysv", sysv, 0}, {"no-netfilter", netfilter_is_out, 0}, {"no-memory-files", memory_is_no_file, 0},
-        {"no-modules", modules_are_out, 0}, {"no-acpi", acpi_is_out, 0}, {"kvm-clock", kvm_clock, 0}, {"ptp", ptp, 0},
+        {"no-modules", modules_are_out, 0}, {"no-acpi", acpi_is_out, 0}, {"sysctls", sysctls, 1}, {"kvm-clock", kvm_clock, 0}, {"ptp", ptp, 0},
     };
     if (count != 3)
         return 2;
