@@ -114,7 +114,7 @@ def _ec2_discovery(subject: Subject, source: str) -> Iterator[Finding]:
             "ec2-discovery",
             "kernel",
             f"{' and '.join(lacking)}, {source}: on EC2 it finds neither vsock nor NSM",
-            hint="CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y and CONFIG_X86_MPPARSE=y; Debian's kernels go by ACPI alone",
+            hint="enclave kernel build makes one that finds both; Debian's kernels go by ACPI alone",
             level=Level.ERROR if subject.carrier == NITRO else None,
         )
 
