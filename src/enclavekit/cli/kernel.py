@@ -120,9 +120,16 @@ def import_kernel(file: str, name: str | None, modules: str | None, config: str 
     metavar="DIR",
     help="Copy kernel and configuration here.",
 )
+@click.option("--newest", is_flag=True, help="Of the mirror now, not what was fetched before.")
 @output_options
 def build(
-    version: str, arch: str, fragments: tuple[str, ...], name: str | None, target: Path | None, output: Output
+    version: str,
+    arch: str,
+    fragments: tuple[str, ...],
+    name: str | None,
+    target: Path | None,
+    newest: bool,
+    output: Output,
 ) -> None:
     """Build a small kernel that boots the same on this machine and on EC2. The same inputs give the same bytes.
 
@@ -134,7 +141,7 @@ def build(
 
     with bars(output) as tell:
         built = build_kernel(
-            KernelRequest(version, Target(arch), fragments, name),
+            KernelRequest(version, Target(arch), fragments, name, newest),
             runtime=Runtime(runtime_root()),
             kernels=kernels(),
             cache=cache_directory() / "kernel-build",

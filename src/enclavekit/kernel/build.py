@@ -67,6 +67,8 @@ class KernelRequest:
     target: Target = Target.X86_64
     fragments: Sequence[str] = ()
     name: str | None = None
+    newest: bool = False
+    """Whether to take what the mirror has now, instead of source and compiler that were fetched before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def build_kernel(
     if request.name is not None and any(one.name == request.name and not one.made for one in kernels.all()):
         raise UsageError(f"kernel {request.name}: there is another one of that name", hint="choose another --name")
     names = (COMPILER[request.target], package)
-    installed = {one.component.name: one for one in runtime.install(report, names)}
+    installed = {one.component.name: one for one in runtime.install(report, names, newest=request.newest)}
     compiler, linux = (installed[name] for name in names)
     inputs = _inputs(request, options, compiler, linux)
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -100,14 +100,23 @@ class Runtime:
         return [Installed(item, self._root / item.directory, self._usable(item)) for item in components]
 
     def install(
-        self, report: ReportProgress | None = None, want: Sequence[str] = ("qemu", "kernel")
+        self,
+        report: ReportProgress | None = None,
+        want: Sequence[str] = ("qemu", "kernel"),
+        *,
+        newest: bool = False,
     ) -> list[Installed]:
-        """Bring what is wanted and not there: ``qemu``, ``kernel``, one of ``COMPILERS``, or a package, all of it."""
+        """Bring what is wanted and not there: ``qemu``, ``kernel``, one of ``COMPILERS``, or a package, all of it.
+
+        With ``newest``, also what is there in another version than the mirror has now.
+        """
         try:
             with self._exclusive(report or (lambda _: None)) as tell:
                 shutil.rmtree(self._staging, ignore_errors=True)
                 components = read_manifest(self._root)
-                lacking = [name for name in want if name not in components or not self._usable(components[name])]
+                lacking = [
+                    name for name in want if newest or name not in components or not self._usable(components[name])
+                ]
                 if lacking:
                     self._install(lacking, components, tell)
         except OSError as error:
@@ -181,14 +190,19 @@ class Runtime:
             report(Progress(Stage.LISTS, source.uri, 0.0))
             apt.update(lambda fraction: report(Progress(Stage.LISTS, source.uri, fraction)))
             for name in names:
-                components[name] = self._bring(name, distribution, apt, report)
+                before = components.get(name)
+                components[name] = self._bring(name, before, distribution, apt, report)
                 write_manifest(self._root, components)
+                if before is not None and before.directory != components[name].directory:
+                    shutil.rmtree(self._root / before.directory, ignore_errors=True)
             shutil.rmtree(apt.archives)
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
             apt.clean()
 
-    def _bring(self, name: str, distribution: Distribution, apt: Apt, report: ReportProgress) -> Component:
+    def _bring(
+        self, name: str, there: Component | None, distribution: Distribution, apt: Apt, report: ReportProgress
+    ) -> Component:
         suite = distribution.suites[0]
         files: Sequence[str] = PACKAGE_FILES
         if name == "qemu":
@@ -201,6 +215,9 @@ class Runtime:
             downloads = apt.plan(COMPILERS[name], suite)
         else:
             downloads = apt.plan([name])
+        packages = tuple(sorted((item.package for item in downloads), key=lambda package: package.name))
+        if there is not None and there.packages == packages and self._usable(there):
+            return there
         size = sum(download.package.size for download in downloads)
         self._need(size * UNPACKED_RATIO)
         text = f"{name}: {_count(len(downloads), 'package')}, {size / 1e6:.1f} MB"
@@ -224,7 +241,7 @@ class Runtime:
             directory=directory,
             suite=suite,
             installed=datetime.now(UTC).isoformat(timespec="seconds"),
-            packages=tuple(sorted((item.package for item in downloads), key=lambda package: package.name)),
+            packages=packages,
         )
 
     def _unpack(

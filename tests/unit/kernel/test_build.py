@@ -84,8 +84,8 @@ class FakeRuntime(Runtime):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(lzma.compress(made.getvalue(), preset=0))
 
-    def install(self, report: object = None, want: Sequence[str] = ()) -> list[Installed]:
-        del report
+    def install(self, report: object = None, want: Sequence[str] = (), *, newest: bool = False) -> list[Installed]:
+        del report, newest
         versions = {want[0]: ("compiler", self.compiler_version), want[1]: ("source", "6.12.1-1")}
         return [
             Installed(

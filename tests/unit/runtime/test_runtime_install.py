@@ -17,7 +17,7 @@ from fake_system import KERNEL, LIBRARIES, FakeSystem
 
 from enclavekit.errors import Error, FileError, OfflineError, RuntimeInstallError, UnsupportedHostError
 from enclavekit.linux.locks import try_lock
-from enclavekit.runtime.distribution import BY_HAND
+from enclavekit.runtime.distribution import BY_HAND, COMPILERS
 from enclavekit.runtime.find import find_kernel, find_qemu
 from enclavekit.runtime.install import Progress, Runtime, Stage
 
@@ -394,3 +394,34 @@ def test_qemu_that_does_not_run(system: FakeSystem, root: Path) -> None:
         f"qemu: does not run here: {root}/staging/chosen/{LIBRARIES}/ld-linux-x86-64.so.2: --version says "
         "'cannot open shared object file', expected QEMU emulator version"
     )
+
+
+def compiler(system: FakeSystem, version: str) -> None:
+    """Put one on the mirror."""
+    for name in COMPILERS["compiler"]:
+        system.world["packages"][name] = {"version": "1", "files": {f"usr/bin/{name}": [0o755, name]}}
+    system.world["packages"]["gcc"]["depends"] = ["gcc-14", "libc6"]
+    system.world["packages"]["gcc-14"] = {"version": version, "files": {"usr/bin/gcc-14": [0o755, version]}}
+
+
+def test_a_compiler_comes_with_all_that_it_depends_on(system: FakeSystem, root: Path) -> None:
+    compiler(system, "14.2.0-19")
+    component = Runtime(root, system.host()).install(want=["compiler"])[0].component
+    assert (component.version, component.suite, component.directory) == ("14.2.0-19", "trixie", "compiler-14.2.0-19")
+    assert {package.name for package in component.packages} == {*COMPILERS["compiler"], "gcc-14", "libc6"}
+    assert "usr/bin/gcc-14" in files(root / component.directory)
+    assert "apt-get --print-uris -t trixie install base-files" in "\n".join(system.calls())
+
+
+def test_the_newest_takes_the_place_of_what_is_there(system: FakeSystem, root: Path) -> None:
+    compiler(system, "14.2.0-19")
+    Runtime(root, system.host()).install(want=["compiler"])
+    fetched = sum(call.startswith("apt-helper") for call in system.calls())
+    same = Runtime(root, system.host()).install(want=["compiler"], newest=True)[0]
+    assert same.component.version == "14.2.0-19"
+    assert sum(call.startswith("apt-helper") for call in system.calls()) == fetched
+    compiler(system, "14.2.0-20")
+    assert Runtime(root, system.host()).install(want=["compiler"])[0].component.version == "14.2.0-19"
+    newer = Runtime(root, system.host()).install(want=["compiler"], newest=True)[0]
+    assert (newer.component.version, newer.usable) == ("14.2.0-20", True)
+    assert sorted(path.name for path in root.iterdir()) == ["compiler-14.2.0-20", "lock", "manifest.json"]
