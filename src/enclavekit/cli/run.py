@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from enclavekit.attest.authority import check_instance_id
 from enclavekit.build.application import text_bytes
 from enclavekit.build.image import build as build_image
 from enclavekit.build.source import is_source
@@ -35,7 +36,7 @@ from enclavekit.enclave.background import MAX_WORD, background, told_error
 from enclavekit.enclave.run import Running, RunOptions
 from enclavekit.enclave.run import run as run_image
 from enclavekit.enclave.supervisor import Outcome, Streams
-from enclavekit.environment import qemu_environment, runtime_directory, search_path
+from enclavekit.environment import attestation_directory, qemu_environment, runtime_directory, search_path
 from enclavekit.errors import FileError, UsageError
 from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, select_carrier
@@ -95,6 +96,8 @@ GIVEN_TO_BUILD = (
     "--set", "given", multiple=True, metavar="NAME=VALUE", help="A value that the image declares; repeatable."
 )
 @click.option("--secret-file", "secrets", multiple=True, metavar="NAME=PATH", help="The same, read from a file.")
+@click.option("--role", metavar="ARN", help="The parent's IAM role, for PCR3 of its attestation documents.")
+@click.option("--instance-id", metavar="i-ID", help="The parent's instance id, for PCR4.")
 @click.option("--qemu", envvar="ENCLAVEKIT_QEMU", metavar="PROGRAM", help="Instead of the runtime's.")
 @click.option("--dry-run", is_flag=True, help="Check all that can be checked before a launch, and start nothing.")
 @kernel_options
@@ -122,6 +125,8 @@ def run(
     platform: str,
     given: tuple[str, ...],
     secrets: tuple[str, ...],
+    role: str | None,
+    instance_id: str | None,
     qemu: str | None,
     dry_run: bool,
     output: Output,
@@ -155,6 +160,9 @@ def run(
         platform=Platform(platform),
         listen=dict(parse_listen(one) for one in listen),
         publish=[parse_publish(one) for one in publish],
+        attestation_directory=attestation_directory(),
+        role=role,
+        instance_id=None if instance_id is None else check_instance_id(instance_id),
     )
     if dry_run:
         with _image(target, command, with_added(ctx, words)) as file:
@@ -162,6 +170,8 @@ def run(
     selected = select_carrier(wanted, carriers)
     carrier = selected.carrier
     output.detail(selected.reason)
+    if selected.lacks is not None:
+        output.say(selected.lacks)
     _allow_many_files()
     if detach:
         return _detached(target, command, with_added(ctx, words), carrier, options, output)

@@ -19,6 +19,7 @@ from enclavekit.enclave.directory import CONSOLE, OUTPUT, EnclaveDirectory, clai
 from enclavekit.enclave.launch_values import check_values
 from enclavekit.enclave.log_file import LogFile
 from enclavekit.enclave.nitro_platform import nitro_discovery
+from enclavekit.enclave.security_module import security_module
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import Error, LaunchError, NotEnoughMemoryError
 from enclavekit.hypervisor.contract import Carrier, Enclave, LaunchSpec, Mode
@@ -36,6 +37,8 @@ class RunOptions:
 
     ``name`` is what it is called besides its id, ``image`` what its image is called; ``cpu_list`` are the host's CPUs
     that it may run on, None for all; ``cgroup`` is a directory of cgroup v2 where it gets a group with its limits.
+    ``attestation_directory`` holds the authority that signs its documents; without one it has no NSM. ``role`` and
+    ``instance_id`` are of the parent that its PCR3 and PCR4 tell of.
     """
 
     runtime_directory: Path
@@ -52,6 +55,9 @@ class RunOptions:
     cpu_list: frozenset[int] | None = None
     cgroup: Path | None = None
     platform: Platform = Platform.DEFAULT
+    attestation_directory: Path | None = None
+    role: str | None = None
+    instance_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class Plan:
     image: eif.Image
     memory: int
     discovery: eif.Discovery
+    pcrs: Mapping[int, bytes]
+    """PCR0, 1 and 2 of the image, and 8 when it is signed."""
 
 
 def plan(file: BinaryIO, memory: int | None, at: datetime, platform: Platform = Platform.DEFAULT) -> Plan:
@@ -80,16 +88,19 @@ def plan(file: BinaryIO, memory: int | None, at: datetime, platform: Platform = 
     ``CertificateError``.
     """
     image = eif.read(file)
+    measured = eif.measure(file, image, name="image").measurements
+    pcrs = {0: measured.pcr0, 1: measured.pcr1, 2: measured.pcr2}
     if image.signature:
         signature = eif.Signature.parse(eif.read_section(file, image.signature))
-        signature.verify(eif.measure(file, image, name="image").measurements.pcr0, at)
+        signature.verify(measured.pcr0, at)
+        pcrs[8] = signature.certificate.pcr8
     if image.arch is not Arch.X86_64:
         raise LaunchError(f"image for {image.arch}, expected {Arch.X86_64}, as this machine is")
     file.seek(image.kernel.offset)
     kernel = BzImage.parse(file.read(min(READ_SIZE, image.kernel.size)), image.kernel.size)
     needed = needed_memory(kernel, image.size, sum(section.size for section in image.ramdisks))
     discovery = nitro_discovery(file, image) if platform is Platform.NITRO else image_discovery(file, image)
-    return Plan(image, choose_memory(needed, memory), discovery)
+    return Plan(image, choose_memory(needed, memory), discovery, pcrs)
 
 
 def run(
@@ -117,6 +128,16 @@ def run(
         if options.cgroup is not None:
             cgroup = options.cgroup.resolve() / f"enclavekit-{directory.enclave_id}"
             directory.write_state(cgroup=str(cgroup))
+        nsm = None
+        if options.attestation_directory is not None:
+            nsm = security_module(
+                options.attestation_directory,
+                planned.pcrs,
+                enclave_id=directory.enclave_id,
+                mode=options.mode,
+                role=options.role,
+                instance_id=options.instance_id,
+            )
         spec = LaunchSpec(
             enclave_id=directory.enclave_id,
             memory=planned.memory,
@@ -129,6 +150,7 @@ def run(
             publish=options.publish,
             cpu_list=options.cpu_list,
             cgroup=cgroup,
+            nsm=nsm,
         )
         file.seek(0)
         enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid)

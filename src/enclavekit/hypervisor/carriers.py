@@ -51,6 +51,8 @@ class Selected:
     carrier: Carrier
     reason: str
     accel: Accel | None = None
+    lacks: str | None = None
+    """What enclaves on it have to do without, in a sentence."""
 
 
 def select_carrier(wanted: CarrierName | None, options: CarrierOptions) -> Selected:
@@ -78,7 +80,9 @@ def _qemu(options: CarrierOptions) -> Selected:
     chosen = options.choose_accel(options.accel)
     carrier = QemuCarrier(found.command, {**options.environment, **found.environment}, found.version, chosen.accel)
     version = ".".join(map(str, found.version))
-    return Selected(CarrierName.QEMU, carrier, f"QEMU {version} with {chosen.accel}: {chosen.reason}", chosen.accel)
+    lacks = None if carrier.has_nsm else f"no attestation: QEMU {version} has no NSM device, which came with 10.2"
+    reason = f"QEMU {version} with {chosen.accel}: {chosen.reason}"
+    return Selected(CarrierName.QEMU, carrier, reason, chosen.accel, lacks)
 
 
 MAKERS: Mapping[CarrierName, Callable[[CarrierOptions], Selected]] = {CarrierName.QEMU: _qemu}

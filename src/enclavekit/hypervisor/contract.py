@@ -15,6 +15,7 @@ from typing import Protocol
 
 from enclavekit.eif import Discovery
 from enclavekit.virtio.host_sockets import HostAddress
+from enclavekit.virtio.nsm import Nsm
 
 
 class ImageKind(IntEnum):
@@ -75,6 +76,8 @@ class LaunchSpec:
     """The host's CPUs that it may run on; None for all."""
     cgroup: Path | None = None
     """The group of cgroup v2 to be made for it, with its limits."""
+    nsm: Nsm | None = None
+    """Its security module, where the carrier has a device for one; real enclaves have their own."""
 
 
 @dataclass(frozen=True, slots=True)

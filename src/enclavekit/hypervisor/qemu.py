@@ -26,6 +26,8 @@ from enclavekit.linux.tsc import TscClock
 from enclavekit.platform import rom
 from enclavekit.platform.machine import IMAGE_LOAD_OFFSET, MAX_CPUS, MIB, microvm_windows
 from enclavekit.virtio.backend import VsockBackend
+from enclavekit.virtio.nsm import QUEUE_SIZE, VIRTIO_ID_NSM, Nsm
+from enclavekit.virtio.nsm_backend import NsmBackend
 
 FIRST_CID = 16
 """An enclave's own CID starts here, as on EC2."""
@@ -33,12 +35,16 @@ FIRST_CID = 16
 EXIT_WITH_PARENT = (10, 2, 0)
 """The QEMU that brought it; older ones are only used when named."""
 
+NSM_DEVICE = (10, 2, 0)
+"""The QEMU that brought vhost-user devices of any kind (docs/devel/vhost-user-test-device)."""
+
 QUIT_TIMEOUT_S = 2.0
 OWN_MEMORY = {Accel.KVM: 256 * MIB, Accel.TCG: 1536 * MIB}
 """What QEMU may use besides the enclave's memory, in a cgroup; TCG keeps up to 1 GiB of translated code."""
 STDERR_LIMIT = 4096
 
 MACHINE = "microvm,acpi=off,rtc=off,x-option-roms=off,auto-kernel-cmdline=off,isa-serial=on,memory-backend=mem"
+NSM_OPTIONS = f"vhost-user-test-device,chardev=nsm,virtio-id={VIRTIO_ID_NSM},num_vqs=1,vq_size={QUEUE_SIZE}"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -50,6 +56,11 @@ class QemuCarrier:
     environment: Mapping[str, str]
     version: tuple[int, int, int]
     accel: Accel
+
+    @property
+    def has_nsm(self) -> bool:
+        """Whether enclaves get the NSM that they are to have."""
+        return self.version >= NSM_DEVICE
 
     def create(self, spec: LaunchSpec) -> QemuEnclave:
         """A new enclave without memory or CPUs."""
@@ -70,6 +81,7 @@ class QemuEnclave:
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = False
         self._cgroup: Cgroup | None = None
+        self._nsm: NsmBackend | None = None
 
     def allocate(self, size: int) -> Sequence[MemoryRegion]:
         """One region: all of the enclave's memory. Pages are given by the kernel as they are touched."""
@@ -110,15 +122,18 @@ class QemuEnclave:
         control, control_qemu = self._socketpair()
         heartbeat = self._own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._stderr = self._own(os.memfd_create("qemu-stderr", os.MFD_CLOEXEC))
-        transport_qemu = self._start_device(cid, heartbeat)
+        transports = [self._start_device(cid, heartbeat)]
+        if self._spec.nsm is not None and self._carrier.has_nsm:
+            transports.append(self._start_nsm(self._spec.nsm))
         if self._spec.cgroup is not None:
             memory = self._donated + OWN_MEMORY[self._carrier.accel]
             self._cgroup = Cgroup(self._spec.cgroup, memory=memory, cpus=self._cpus)
             self._cleanup.callback(self._cgroup.remove)
-        rom_fd = self._compose_rom()
+        rom_fd = self._compose_rom(len(transports))
         alive, alive_qemu = os.pipe2(os.O_CLOEXEC)
         self._own(alive)
-        inherited = [self._memory_fd, rom_fd, console_qemu.fileno(), transport_qemu.fileno(), control_qemu.fileno()]
+        inherited = [self._memory_fd, rom_fd, console_qemu.fileno(), control_qemu.fileno()]
+        inherited += [transport.fileno() for transport in transports]
         everywhere = os.sched_getaffinity(0)
         try:
             if self._spec.cpu_list is not None:  # which QEMU inherits, with all of its threads
@@ -138,7 +153,7 @@ class QemuEnclave:
         finally:
             os.sched_setaffinity(0, everywhere)
             os.close(alive_qemu)
-            for end in (console_qemu, transport_qemu, control_qemu):
+            for end in (console_qemu, control_qemu, *transports):
                 end.close()
         if self._cgroup is not None:
             self._cgroup.add(self._process.pid)
@@ -170,7 +185,17 @@ class QemuEnclave:
         """Whether this QEMU can see to it itself."""
         return self._carrier.version >= EXIT_WITH_PARENT
 
-    def _compose_rom(self) -> int:
+    def _start_nsm(self, nsm: Nsm) -> socket.socket:
+        """Its device; QEMU's end of its vhost-user connection."""
+        transport, transport_qemu = self._socketpair()
+        self._nsm = NsmBackend(
+            transport=transport, nsm=nsm, enclave_id=self._spec.enclave_id, on_failure=self._device_failed
+        )
+        self._cleanup.callback(self._nsm.close)
+        self._nsm.start()
+        return transport_qemu
+
+    def _compose_rom(self, devices: int) -> int:
         parameters = []
         # Hardware-reduced ACPI leaves nothing to calibrate the TSC by, and on a busy machine kernels then hang.
         if self._tsc and (khz := self._tsc.khz()):
@@ -180,7 +205,7 @@ class QemuEnclave:
             cpus=self._cpus,
             image_base=IMAGE_LOAD_OFFSET,
             image_size=self._spec.image_size,
-            windows=microvm_windows(1),
+            windows=microvm_windows(devices),
             discovery=self._spec.discovery,
             parameters=parameters,
         )
@@ -188,8 +213,10 @@ class QemuEnclave:
         os.write(fd, rom.compose(boot, rom.loader()))
         return fd
 
-    def _arguments(self, memory: int, rom_fd: int, console: int, transport: int, control: int) -> list[str]:
+    def _arguments(self, memory: int, rom_fd: int, console: int, control: int, *transports: int) -> list[str]:
+        """``transports`` are the devices', in the order of their windows: vsock, and the NSM."""
         size = self._donated
+        vsock, nsm = transports[0], transports[1] if len(transports) > 1 else None
         return [
             *("-machine", MACHINE, "-accel", self._carrier.accel, "-smp", str(self._cpus), "-m", f"{size // MIB}M"),
             *("-cpu", "host" if self._carrier.accel is Accel.KVM else "max"),
@@ -199,7 +226,8 @@ class QemuEnclave:
             *("-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=control,fd={control}", "-mon", "chardev=control,mode=control"),
             *("-global", "virtio-mmio.force-legacy=false"),
-            *("-chardev", f"socket,id=vsock,fd={transport}", "-device", "vhost-user-vsock-device,chardev=vsock"),
+            *("-chardev", f"socket,id=vsock,fd={vsock}", "-device", "vhost-user-vsock-device,chardev=vsock"),
+            *(("-chardev", f"socket,id=nsm,fd={nsm}", "-device", NSM_OPTIONS) if nsm is not None else ()),
             # The kernel's reboot=k writes to it, and that ends the machine.
             *("-device", "i8042"),
             *("-sandbox", SANDBOX),
@@ -230,8 +258,9 @@ class QemuEnclave:
 
     def failure(self) -> str | None:
         """QEMU's own words when it failed, or our device's."""
-        if self._backend.error is not None:
-            return f"vsock device: {self._backend.error}"
+        for name, device in (("vsock", self._backend), ("NSM", self._nsm)):
+            if device is not None and device.error is not None:
+                return f"{name} device: {device.error}"
         if self._process is None:
             return None
         try:

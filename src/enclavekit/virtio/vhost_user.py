@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vhost-user, the back-end's side: QEMU hands over guest memory, rings and eventfds through a Unix socket.
 
-Source: QEMU docs/interop/vhost-user.rst. The least that QEMU's vsock device needs is offered: CONFIG (its device does
-not start without), MQ, REPLY_ACK (a point where both sides agree). A guest that boots again is a new start of the rings
-on the same connection.
+Source: QEMU docs/interop/vhost-user.rst. The least that QEMU's devices need is offered: MQ, REPLY_ACK (a point where
+both sides agree), and for a device with a configuration CONFIG (the vsock device does not start without). A guest that
+boots again is a new start of the rings on the same connection.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from enclavekit.virtio.vhost_user_message import (
     MEMORY_REGION,
     MEMORY_TABLE,
     NEED_REPLY,
+    PROTOCOL_F_CONFIG,
     PROTOCOL_F_REPLY_ACK,
     PROTOCOL_FEATURES,
     REPLY,
@@ -59,6 +60,10 @@ class Device(Protocol):
     @property
     def queue_count(self) -> int:
         """How many queues it has."""
+
+    @property
+    def queue_names(self) -> Sequence[str]:
+        """Of all of its queues, in their order; for messages."""
 
     @property
     def config(self) -> bytes:
@@ -130,6 +135,7 @@ class VhostUser:
         self._device = device
         self._loop = loop
         self._features = 0
+        self._offered_protocol = PROTOCOL_FEATURES if device.config else PROTOCOL_FEATURES & ~PROTOCOL_F_CONFIG
         self._protocol_features = 0
         self._memory: GuestMemory | None = None
         self._user_regions: list[tuple[int, int, int]] = []
@@ -220,9 +226,9 @@ class VhostUser:
             case Request.SET_FEATURES:
                 self._features = self._offered(request, payload, self._device.features | VHOST_USER_F_PROTOCOL_FEATURES)
             case Request.GET_PROTOCOL_FEATURES:
-                return U64.pack(PROTOCOL_FEATURES)
+                return U64.pack(self._offered_protocol)
             case Request.SET_PROTOCOL_FEATURES:
-                self._protocol_features = self._offered(request, payload, PROTOCOL_FEATURES)
+                self._protocol_features = self._offered(request, payload, self._offered_protocol)
             case Request.GET_QUEUE_NUM:
                 return U64.pack(self._device.queue_count)
             case Request.SET_OWNER | Request.RESET_OWNER:
@@ -355,7 +361,7 @@ class VhostUser:
         if not (enabled and ring.size and ring.addresses and ring.kick is not None and self._memory):
             return
         ring.queue = Virtqueue(
-            ("rx", "tx", "event")[index],
+            self._device.queue_names[index],
             self._memory,
             ring.size,
             descriptors=self._view(self._memory, ring.addresses.descriptors, descriptors_size(ring.size)),

@@ -107,6 +107,7 @@ class VsockDevice:
 
     features = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC
     queue_count = 2
+    queue_names = ("rx", "tx")
 
     def __init__(
         self, guest_cid: int, routes: Mapping[int, Route], call_later: Callable[[float, Callable[[], None]], Timer]

@@ -46,6 +46,7 @@ class FakeDevice:
 
     features = FEATURES
     queue_count = 2
+    queue_names = ("rx", "tx")
     config = bytes(range(8))
 
     def __init__(self) -> None:
