@@ -30,18 +30,20 @@ def dry_run(
     """Print it, and give the exit code: that of a run which fails, if it would."""
     now = datetime.now(UTC)
     found = preflight(file, wanted, carriers, options, now)
-    findings = _lint(file, found, now, options.image)
+    carrier = found.selected.name if found.selected else wanted
+    findings = _lint(file, found, now, options.image, carrier)
     good = found.good and not any(finding.level is Level.ERROR for finding in findings)
     output.show(_object(found, findings, options, good=good), lambda console: _print(console, found, findings))
     return Exit.DONE if good else Exit.RUN_FAILED
 
 
-def _lint(file: BinaryIO, found: Preflight, now: datetime, name: str) -> tuple[Finding, ...]:
+def _lint(
+    file: BinaryIO, found: Preflight, now: datetime, name: str, carrier: CarrierName | None
+) -> tuple[Finding, ...]:
     """What lint says to an image that can be read, but for what the checks have said already."""
     if found.planned is None:
         return ()
-    carrier = found.selected.name.value if found.selected else None
-    findings = lint(file, name=name, now=now, memory=found.planned.memory, carrier=carrier)
+    findings = lint(file, name=name, now=now, memory=found.planned.memory, carrier=carrier.value if carrier else None)
     return tuple(finding for finding in findings if finding.level is not Level.NOTE)
 
 

@@ -13,6 +13,7 @@ import click
 from enclavekit import __version__
 from enclavekit.cli.output import Exit, Output, exit_code
 from enclavekit.errors import Error, FileError, UsageError
+from enclavekit.nitro_cli.late_group import LateGroup
 
 COMMANDS = {
     # name: module that defines the click command, imported only when it is used
@@ -50,25 +51,9 @@ FAILURES = {"run": Exit.RUN_FAILED, "wait": Exit.RUN_FAILED, "diff": Exit.TROUBL
 """Commands whose other exit codes say something else: all failures have this one."""
 
 
-class LateGroup(click.Group):
-    """A group whose commands are imported when they are needed: ``enclave`` starts fast."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, sorted."""
-        del ctx
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one."""
-        del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        module, name = COMMANDS[cmd_name].split(":")
-        command: click.Command = getattr(__import__(module, fromlist=[name]), name)
-        return command
-
-
-@click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LateGroup, late=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="enclave", message="%(prog)s %(version)s")
 def cli() -> None:
     """Build, run, inspect and trust enclave images (EIF), on any Linux machine."""

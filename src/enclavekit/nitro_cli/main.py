@@ -20,7 +20,6 @@ import click
 from enclavekit import __version__, eif
 from enclavekit.environment import nitro_cli_logs, nitro_cli_words
 from enclavekit.linux.atomic import replacing
-from enclavekit.nitro_cli.build_enclave import build_enclave
 from enclavekit.nitro_cli.codes import Code
 from enclavekit.nitro_cli.command import (
     NitroCliError,
@@ -31,15 +30,25 @@ from enclavekit.nitro_cli.command import (
     read_certificate,
     sentence,
 )
-from enclavekit.nitro_cli.enclaves import console, describe_enclaves, run_enclave, terminate_enclave
+from enclavekit.nitro_cli.late_group import LateGroup
 from enclavekit.nitro_cli.log import LOG, backtrace, start_log, stop_log, write_error
 from enclavekit.signing.signer import KeyReference, open_signer
 
 USAGE = 2
 
+COMMANDS = {
+    "build-enclave": "enclavekit.nitro_cli.build_enclave:build_enclave",
+    "console": "enclavekit.nitro_cli.enclaves:console",
+    "describe-enclaves": "enclavekit.nitro_cli.enclaves:describe_enclaves",
+    "run-enclave": "enclavekit.nitro_cli.enclaves:run_enclave",
+    "terminate-enclave": "enclavekit.nitro_cli.enclaves:terminate_enclave",
+}
+
 
 @click.group(
     name="nitro-cli",
+    cls=LateGroup,
+    late=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(
@@ -47,10 +56,6 @@ USAGE = 2
 )
 def nitro_cli() -> None:
     """The commands of nitro-cli, with its output and exit codes, on any Linux machine."""
-
-
-for _command in (build_enclave, run_enclave, describe_enclaves, terminate_enclave, console):
-    nitro_cli.add_command(_command)
 
 
 @nitro_cli.command("describe-eif")
