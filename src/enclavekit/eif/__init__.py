@@ -27,7 +27,7 @@ from enclavekit.eif.metadata import BuildInfo, Discovery, KernelInfo, Metadata
 from enclavekit.eif.reader import Image, ImageSection, Remark, inspect, read, read_section
 from enclavekit.eif.rewrite import measure_to_sign, write_signed
 from enclavekit.eif.signature import Signature, Signer, SigningCertificate, sign, signed, unsigned
-from enclavekit.eif.writer import Section, Sign, Written, write
+from enclavekit.eif.writer import Output, Section, Sign, Written, write
 
 __all__ = [
     "CHUNK_SIZE",
@@ -47,6 +47,7 @@ __all__ = [
     "Measured",
     "Measurements",
     "Metadata",
+    "Output",
     "Remark",
     "Section",
     "SectionHeader",

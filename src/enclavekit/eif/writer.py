@@ -6,7 +6,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Protocol
 
 from enclavekit.eif.content import Content
 from enclavekit.eif.crc import combine
@@ -36,6 +36,19 @@ Sign = Callable[[Measurements], bytes]
 """Makes a signature section's data of what it is to sign, once that is known."""
 
 
+class Output(Protocol):
+    """What an image is written to: a file that is open for writing, or anything that does as much."""
+
+    def write(self, data: bytes, /) -> int:
+        """Take all of it."""
+
+    def seek(self, position: int, /) -> int:
+        """Go on from there."""
+
+    def tell(self) -> int:
+        """Where it stands."""
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A section to be written."""
@@ -54,7 +67,7 @@ class Written:
 
 
 def write(
-    out: BinaryIO, sections: Sequence[Section], *, arch: Arch, version: int = VERSION, sign: Sign | None = None
+    out: Output, sections: Sequence[Section], *, arch: Arch, version: int = VERSION, sign: Sign | None = None
 ) -> Written:
     """Write the sections in this order to a seekable file that stands at its start, and their signature after them.
 
@@ -90,7 +103,7 @@ def write(
     return Written(measurements, write_header(out, header, parts), size)
 
 
-def write_header(out: BinaryIO, header: Header, parts: Iterable[tuple[int, int]]) -> int:
+def write_header(out: Output, header: Header, parts: Iterable[tuple[int, int]]) -> int:
     """Write the header with the right CRC, once the CRC and size of each part after it are known; the CRC."""
     head = bytes(header)[:CRC_OFFSET]
     crc = combine([(zlib.crc32(head), CRC_OFFSET), *parts])

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 from enclavekit.errors import EifError, LaunchError
 from enclavekit.hypervisor.contract import Enclave, ImageKind, LaunchSpec, MemoryRegion, Mode
+from enclavekit.hypervisor.parts import Parts, assemble
 
 EIF_CRC_OFFSET = 544
 EIF_CRC_END = 548
@@ -16,18 +18,29 @@ COPY_SIZE = 1 << 20
 
 
 def launch(
-    create: Callable[[LaunchSpec], Enclave], spec: LaunchSpec, image: BinaryIO, *, mode: Mode, cid: int | None = None
+    create: Callable[[LaunchSpec], Enclave],
+    spec: LaunchSpec,
+    image: BinaryIO | Parts,
+    *,
+    mode: Mode,
+    cid: int | None = None,
 ) -> Enclave:
-    """Start ``image``, an EIF file at its beginning, on the carrier behind ``create``.
+    """Start ``image``, an EIF file at its beginning or parts to be assembled, on the carrier behind ``create``.
 
-    The caller waits for the heartbeat and closes the enclave. Errors: ``LaunchError``, ``EifError`` for an image whose
-    checksum is wrong, ``CarrierError``, ``MissingError``; nothing is left behind.
+    Of parts, the size in ``spec`` does not count: they know it. The caller waits for the heartbeat and closes the
+    enclave. Errors: ``LaunchError``, ``EifError`` for a wrong checksum or parts that make no image, ``FileError``,
+    ``CarrierError``, ``MissingError``; nothing is left behind.
     """
+    if isinstance(image, Parts):
+        spec = replace(spec, image_size=image.size)
     enclave = create(spec)
     try:
         offset = enclave.image_load_offset(ImageKind.EIF)
         regions = enclave.allocate(spec.memory)
-        write_image(image, spec.image_size, regions, offset)
+        if isinstance(image, Parts):
+            assemble(image, regions, offset)
+        else:
+            write_image(image, spec.image_size, regions, offset)
         for region in regions:
             enclave.set_user_memory_region(region)
         for _ in range(spec.cpus):
