@@ -231,6 +231,198 @@ class CarrierError(Error):
     remedy = "read what it said itself; `enclave doctor` shows what this machine can do"
 
 
+class DriverError(CarrierError):
+    """The driver behind /dev/nitro_enclaves, or its device, refused a step.
+
+    ``number`` is what it answered: an errno, or one of the driver's own from 256 on, which strerror does not know.
+    """
+
+    code = "driver"
+    remedy = "look at the number: those from 256 on have a code of their own here; for others, the kernel's log tells"
+    number: int = 0
+    name: ClassVar[str] = ""
+
+
+class VcpuAlreadyUsedError(DriverError):
+    """The CPU was given to this enclave before."""
+
+    code = "ne-vcpu-already-used"
+    remedy = "name each CPU once, or let the driver choose: CPU 0 means any"
+    name = "NE_ERR_VCPU_ALREADY_USED"
+    number = 256
+
+
+class VcpuNotInCpuPoolError(DriverError):
+    """The CPU is not in the pool for enclaves, or another enclave has it."""
+
+    code = "ne-vcpu-not-in-cpu-pool"
+    remedy = "`enclave doctor` shows the pool; `enclave allocate` changes it while no enclave runs"
+    name = "NE_ERR_VCPU_NOT_IN_CPU_POOL"
+    number = 257
+
+
+class VcpuInvalidCpuCoreError(DriverError):
+    """The driver does not know the CPU's core."""
+
+    code = "ne-vcpu-invalid-cpu-core"
+    remedy = "make the pool anew with `enclave allocate`: CPUs may have been added or removed since"
+    name = "NE_ERR_VCPU_INVALID_CPU_CORE"
+    number = 258
+
+
+class InvalidMemRegionSizeError(DriverError):
+    """The size of a memory region is not a multiple of 2 MiB."""
+
+    code = "ne-invalid-mem-region-size"
+    remedy = "give away whole pages of 2 MiB or more"
+    name = "NE_ERR_INVALID_MEM_REGION_SIZE"
+    number = 259
+
+
+class InvalidMemRegionAddrError(DriverError):
+    """A memory region does not lie within the program's own memory."""
+
+    code = "ne-invalid-mem-region-addr"
+    remedy = "give an address that mmap returned, and no more than was mapped"
+    name = "NE_ERR_INVALID_MEM_REGION_ADDR"
+    number = 260
+
+
+class UnalignedMemRegionAddrError(DriverError):
+    """A memory region does not begin on a multiple of 2 MiB."""
+
+    code = "ne-unaligned-mem-region-addr"
+    remedy = "map it with MAP_HUGETLB, which aligns it"
+    name = "NE_ERR_UNALIGNED_MEM_REGION_ADDR"
+    number = 261
+
+
+class MemRegionAlreadyUsedError(DriverError):
+    """A memory region overlaps one that this enclave has already."""
+
+    code = "ne-mem-region-already-used"
+    remedy = "give each page away once"
+    name = "NE_ERR_MEM_REGION_ALREADY_USED"
+    number = 262
+
+
+class MemNotHugePageError(DriverError):
+    """A memory region is not backed by pages of hugetlb; transparent huge pages do not count."""
+
+    code = "ne-mem-not-huge-page"
+    remedy = "map it with MAP_HUGETLB, and reserve pages with `enclave allocate`"
+    name = "NE_ERR_MEM_NOT_HUGE_PAGE"
+    number = 263
+
+
+class MemDifferentNumaNodeError(DriverError):
+    """Memory and CPUs are of different NUMA nodes."""
+
+    code = "ne-mem-different-numa-node"
+    remedy = "reserve huge pages on the node of the CPU pool: `enclave allocate` does"
+    name = "NE_ERR_MEM_DIFFERENT_NUMA_NODE"
+    number = 264
+
+
+class MemMaxRegionsError(DriverError):
+    """The memory is in more pieces than the device takes."""
+
+    code = "ne-mem-max-regions"
+    remedy = "reserve larger huge pages, early after boot, so that fewer are needed"
+    name = "NE_ERR_MEM_MAX_REGIONS"
+    number = 265
+
+
+class NoMemRegionsAddedError(DriverError):
+    """The enclave was started without memory."""
+
+    code = "ne-no-mem-regions-added"
+    remedy = "donate memory before the start"
+    name = "NE_ERR_NO_MEM_REGIONS_ADDED"
+    number = 266
+
+
+class NoVcpusAddedError(DriverError):
+    """The enclave was started without a CPU."""
+
+    code = "ne-no-vcpus-added"
+    remedy = "add CPUs before the start"
+    name = "NE_ERR_NO_VCPUS_ADDED"
+    number = 267
+
+
+class EnclaveMemMinSizeError(DriverError):
+    """The enclave was started with less than 64 MiB of memory."""
+
+    code = "ne-enclave-mem-min-size"
+    remedy = "give it at least 64 MiB"
+    name = "NE_ERR_ENCLAVE_MEM_MIN_SIZE"
+    number = 268
+
+
+class FullCoresNotUsedError(DriverError):
+    """The enclave has only some of the threads of a core."""
+
+    code = "ne-full-cores-not-used"
+    remedy = "give it whole cores: an even number of CPUs where cores have two threads"
+    name = "NE_ERR_FULL_CORES_NOT_USED"
+    number = 269
+
+
+class NotInInitStateError(DriverError):
+    """The enclave was started before: nothing can be added to it any more."""
+
+    code = "ne-not-in-init-state"
+    remedy = "close it and create another"
+    name = "NE_ERR_NOT_IN_INIT_STATE"
+    number = 270
+
+
+class InvalidVcpuError(DriverError):
+    """There is no CPU of that number."""
+
+    code = "ne-invalid-vcpu"
+    remedy = "`lscpu -e` lists the numbers"
+    name = "NE_ERR_INVALID_VCPU"
+    number = 271
+
+
+class NoCpusAvailInPoolError(DriverError):
+    """No CPU is left in the pool for enclaves, or there is no pool."""
+
+    code = "ne-no-cpus-avail-in-pool"
+    remedy = "`enclave allocate` makes a pool; end an enclave to get its CPUs back"
+    name = "NE_ERR_NO_CPUS_AVAIL_IN_POOL"
+    number = 272
+
+
+class InvalidPageSizeError(DriverError):
+    """The pages of a memory region are of no size that can be donated."""
+
+    code = "ne-invalid-page-size"
+    remedy = "use huge pages of 2 MiB or 1 GiB, each region beginning where a page does"
+    name = "NE_ERR_INVALID_PAGE_SIZE"
+    number = 273
+
+
+class InvalidFlagValueError(DriverError):
+    """A flag has a value that the driver does not know."""
+
+    code = "ne-invalid-flag-value"
+    remedy = "leave the flag out: this driver may be older than the program"
+    name = "NE_ERR_INVALID_FLAG_VALUE"
+    number = 274
+
+
+class InvalidEnclaveCidError(DriverError):
+    """No enclave can have that CID."""
+
+    code = "ne-invalid-enclave-cid"
+    remedy = "take a CID from 4 on and below 0xffffffff; 0 lets the hypervisor choose"
+    name = "NE_ERR_INVALID_ENCLAVE_CID"
+    number = 275
+
+
 class ProtocolError(Error):
     """A peer (guest, QEMU, init) broke the protocol spoken with it."""
 

@@ -31,6 +31,29 @@ ATTESTATION_CODES = {
     "user-data-mismatch", "public-key-mismatch", "module-id-mismatch", "instance-id-mismatch", "stale",
     "recipient",
 }  # fmt: skip
+DRIVER_CODES = {
+    "driver",
+    "ne-vcpu-already-used",
+    "ne-vcpu-not-in-cpu-pool",
+    "ne-vcpu-invalid-cpu-core",
+    "ne-invalid-mem-region-size",
+    "ne-invalid-mem-region-addr",
+    "ne-unaligned-mem-region-addr",
+    "ne-mem-region-already-used",
+    "ne-mem-not-huge-page",
+    "ne-mem-different-numa-node",
+    "ne-mem-max-regions",
+    "ne-no-mem-regions-added",
+    "ne-no-vcpus-added",
+    "ne-enclave-mem-min-size",
+    "ne-full-cores-not-used",
+    "ne-not-in-init-state",
+    "ne-invalid-vcpu",
+    "ne-no-cpus-avail-in-pool",
+    "ne-invalid-page-size",
+    "ne-invalid-flag-value",
+    "ne-invalid-enclave-cid",
+}
 
 
 def classes(root: type[errors.Error] = errors.Error) -> Iterator[type[errors.Error]]:
@@ -42,7 +65,7 @@ def classes(root: type[errors.Error] = errors.Error) -> Iterator[type[errors.Err
 def test_codes_are_unique_and_known() -> None:
     codes = [found.code for found in classes()]
     assert len(codes) == len(set(codes))
-    assert set(codes) == CODES | ATTESTATION_CODES
+    assert set(codes) == CODES | ATTESTATION_CODES | DRIVER_CODES
 
 
 def test_all_are_in_one_module() -> None:

@@ -42,12 +42,13 @@ COMMANDS = {
     "run": "enclavekit.cli.run:run",
     "runtime": "enclavekit.cli.runtime:runtime",
     "sign": "enclavekit.cli.sign:sign",
+    "simulate": "enclavekit.cli.simulate:simulate",
     "verify": "enclavekit.cli.verify:verify",
 }
 
 
 NITRO_CLI = "nitro-cli"
-FAILURES = {"run": Exit.RUN_FAILED, "wait": Exit.RUN_FAILED, "diff": Exit.TROUBLE}
+FAILURES = {"run": Exit.RUN_FAILED, "simulate": Exit.RUN_FAILED, "wait": Exit.RUN_FAILED, "diff": Exit.TROUBLE}
 """Commands whose other exit codes say something else: all failures have this one."""
 
 

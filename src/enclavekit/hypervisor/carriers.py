@@ -14,7 +14,9 @@ from pathlib import Path
 from enclavekit.errors import MissingError
 from enclavekit.hypervisor.accel import Accel, Choice, choose
 from enclavekit.hypervisor.contract import Carrier
+from enclavekit.hypervisor.nitro import NitroCarrier
 from enclavekit.hypervisor.qemu import QemuCarrier
+from enclavekit.linux.nitro_enclaves import KernelDevice
 from enclavekit.runtime import find_qemu
 
 
@@ -85,4 +87,17 @@ def _qemu(options: CarrierOptions) -> Selected:
     return Selected(CarrierName.QEMU, carrier, reason, chosen.accel, lacks)
 
 
-MAKERS: Mapping[CarrierName, Callable[[CarrierOptions], Selected]] = {CarrierName.QEMU: _qemu}
+def _nitro(options: CarrierOptions) -> Selected:
+    if not options.nitro_device.exists():
+        raise MissingError(
+            f"carrier nitro: there is no {options.nitro_device}",
+            hint="an EC2 instance launched with enclave support has it, once its module nitro_enclaves is loaded",
+        )
+    carrier = NitroCarrier(device=KernelDevice(options.nitro_device))
+    return Selected(CarrierName.NITRO, carrier, f"the driver behind {options.nitro_device}")
+
+
+MAKERS: Mapping[CarrierName, Callable[[CarrierOptions], Selected]] = {
+    CarrierName.NITRO: _nitro,
+    CarrierName.QEMU: _qemu,
+}
