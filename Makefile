@@ -28,6 +28,7 @@ check: $(STAMP)
 fuzz: $(STAMP)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(PYTHON) tests/fuzz/worst.py
+	$(PYTHON) tests/fuzz/mutations.py
 	$(PYTHON) tests/fuzz/run.py --seconds 60
 
 soak: $(STAMP) runtime
@@ -39,6 +40,7 @@ bench: $(STAMP) runtime programs
 	$(PYTHON) bench/image.py
 	$(PYTHON) bench/boot.py
 	$(PYTHON) bench/vsock.py
+	$(PYTHON) bench/attest.py
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format .

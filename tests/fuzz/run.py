@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-TARGETS = ("eif", "signature", "certificate", "cpio", "vsock")
+TARGETS = ("eif", "signature", "certificate", "cpio", "vsock", "document", "chain", "recipient")
 MAX_INPUT = 1 << 16
 INPUT_TIMEOUT_S = 5
 """Instrumented code takes several times as long; worst.py has the true figures."""

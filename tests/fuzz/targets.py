@@ -16,24 +16,36 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/eif"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/virtio"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit/attest"))
 
 import atheris
 
 with atheris.instrument_imports(include=["enclavekit"]):
     from enclavekit import eif
+    from enclavekit.attest import Document, Policy, Verifier
+    from enclavekit.attest.chain import ChainCertificate
     from enclavekit.codec import cbor
     from enclavekit.codec.cose import Sign1
     from enclavekit.eif import ImageSection, SectionType, Signature, SigningCertificate
     from enclavekit.eif.certificate_object import certificate_object
     from enclavekit.eif.metadata import Metadata
-    from enclavekit.errors import Error
+    from enclavekit.errors import AttestationError, Error, RecipientError
     from enclavekit.image.initramfs import open_ramdisk
     from enclavekit.inspection.unpack import unpack
 
+import made_documents
+from attestation_data import MADE as MADE_DOCUMENTS
+from attestation_data import REAL
 from hostile_images import good, hostile_images
 from signing_keys import certificate
+from test_recipient import enveloped, recipient
 from test_vsock_fuzz import check_bounds, step
 from vsock_rig import Rig
+
+GENUINE = [made_documents.document(nonce=b"n" * 32), made_documents.document(user_data=b"", public_key=b"k")]
+PAYLOADS = [Document.parse(one).payload for one in GENUINE]
+VERIFIER = Verifier([made_documents.root_of()])
+POLICIES = [Policy(any_measurement=True, allow_debug=True, ignore_unknown=unknown) for unknown in (False, True)]
 
 
 def fuzz_eif(data: bytes) -> None:
@@ -125,12 +137,46 @@ def fuzz_vsock(data: bytes) -> None:
     assert all(stream.closed for stream in rig.route.streams)
 
 
+def fuzz_document(data: bytes) -> None:
+    """The reader of attestation documents, and the verifier behind it: nothing that is made up holds."""
+    for parse in (Document.parse, Document.parse_text):
+        with suppress(AttestationError):
+            assert len(parse(data).signature) == 96
+    for policy in POLICIES:
+        with suppress(AttestationError):
+            assert VERIFIER.verify_archived(data, policy).document.payload in PAYLOADS
+
+
+def fuzz_chain(data: bytes) -> None:
+    """A certificate of a chain, in every place of it."""
+    with suppress(AttestationError):
+        ChainCertificate.parse(data, "fuzzed")
+    good = made_documents.good_chain()
+    for index in range(1, 5):
+        chain = (*good[:index], data[:1024] or b"0", *good[index + 1 :])
+        with suppress(AttestationError):
+            VERIFIER.verify_archived(
+                made_documents.envelope(made_documents.encode(made_documents.payload(chain)), bytes(95) + b"\1"),
+                POLICIES[0],
+            )
+            raise AssertionError("a document without a signature holds")
+
+
+def fuzz_recipient(data: bytes) -> None:
+    """What is not from a KMS does not open."""
+    with suppress(RecipientError):
+        recipient().open(data)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "eif": fuzz_eif,
     "signature": fuzz_signature,
     "certificate": fuzz_certificate,
     "cpio": fuzz_cpio,
     "vsock": fuzz_vsock,
+    "document": fuzz_document,
+    "chain": fuzz_chain,
+    "recipient": fuzz_recipient,
 }
 
 
@@ -140,6 +186,13 @@ def seeds(target: str) -> list[bytes]:
     small = [image for image in images if len(image) < 1 << 16]
     if target == "eif":
         return small
+    if target == "document":
+        beside = [path.read_bytes() for path in (*MADE_DOCUMENTS.glob("*.bin"), *REAL.glob("*.bin"))]
+        return [*GENUINE, *beside]
+    if target == "chain":
+        return list(made_documents.good_chain())
+    if target == "recipient":
+        return [enveloped()]
     if target == "vsock":
         return [bytes(200), bytes(range(256))]
     if target == "certificate":

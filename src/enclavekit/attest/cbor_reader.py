@@ -38,6 +38,7 @@ class Major(IntEnum):
     SIMPLE = 7
 
 
+_MAJORS = tuple(Major)
 _NAMES = {
     Major.UNSIGNED: "an integer",
     Major.NEGATIVE: "a negative integer",
@@ -72,7 +73,7 @@ class CborReader:
 
     def peek(self) -> Major:
         """What kind of item comes next."""
-        return Major(self._peek_byte() >> 5)
+        return _MAJORS[self._peek_byte() >> 5]
 
     def next_name(self) -> str:
         """The same in words, for messages."""
@@ -168,10 +169,14 @@ class CborReader:
 
     def _length(self, major: Major, field: str) -> int:
         self._expect(major, field)
+        info = self._data[self._at] & 0x1F
+        if info < 24:  # most are: this is only to be quick
+            self._at += 1
+            return info
         return self._head(field)
 
     def _expect(self, major: Major, field: str) -> None:
-        if self._peek_byte() >> 5 != major:
+        if self._at >= len(self._data) or self._data[self._at] >> 5 != major:
             raise FieldTypeError(f"{self._where}: {field}: {self.next_name()}, expected {_NAMES[major]}")
 
     def _head(self, field: str) -> int:

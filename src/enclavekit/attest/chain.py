@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from enclavekit.attest.roots import Root
@@ -45,6 +46,9 @@ CACHED_LINKS = 512
 """Pairs of certificates remembered, about 4 KiB each."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ALGORITHM = ECDSA(SHA384())
+_ALGORITHM_DER = bytes.fromhex("300a06082a8648ce3d040303")
+_VERSION_3 = bytes.fromhex("a003020102")
 _UNDERSTOOD = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE}
 
 
@@ -92,6 +96,8 @@ class ChainCertificate:
             raise CertificateAlgorithmError(
                 f"{where}: signed with {algorithm.dotted_string}, expected ecdsa-with-SHA384"
             )
+        if not _tbs_names_algorithm(certificate.tbs_certificate_bytes):
+            raise CertificateAlgorithmError(f"{where}: names another algorithm inside than outside")
         constraints: x509.BasicConstraints | None = None
         usage: x509.KeyUsage | None = None
         for extension in extensions:
@@ -151,12 +157,17 @@ def _issued(issuer: ChainCertificate, der: bytes, where: str) -> ChainCertificat
     if certificate.subject == certificate.issuer:
         raise SelfIssuedError(f"{where}: names itself as its issuer, which only the root may")
     try:
-        certificate.parsed.verify_directly_issued_by(issuer.parsed)
+        issuer.key.verify(certificate.parsed.signature, certificate.parsed.tbs_certificate_bytes, _ALGORITHM)
     except InvalidSignature as error:
         raise CertificateSignatureError(f"{where}: not signed by the key of {issuer.where}") from error
-    except Exception as error:  # ValueError, TypeError: two algorithms named, a key that does not fit
-        raise CertificateAlgorithmError(f"{where}: {_reason(error)}") from error
     return certificate
+
+
+def _tbs_names_algorithm(tbs: bytes) -> bool:
+    """The algorithm that is signed, behind version and serial number, must be the one beside the signature."""
+    header = 2 + (tbs[1] & 0x7F if tbs[1] & 0x80 else 0)
+    serial = header + len(_VERSION_3)
+    return tbs.startswith(_ALGORITHM_DER, serial + 2 + tbs[serial + 1])
 
 
 def _check_time(certificate: ChainCertificate, at_ms: int) -> None:

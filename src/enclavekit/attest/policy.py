@@ -113,15 +113,16 @@ class Policy:
 
     def check_age(self, claims: Claims, at_ms: int) -> None:
         """StaleError unless the document is young at that time."""
-        made = time_text(claims.timestamp_ms)
         age_s = (at_ms - claims.timestamp_ms) / 1000
+        if -FUTURE_SKEW_S <= age_s <= self.max_age_s:
+            return
+        made = time_text(claims.timestamp_ms)
         if age_s > self.max_age_s:
             raise StaleError(f"policy: made {made}, {age_s:.0f} s ago, expected at most {self.max_age_s:g} s")
-        if age_s < -FUTURE_SKEW_S:
-            raise StaleError(
-                f"policy: made {made}, {-age_s:.0f} s in the future",
-                hint="is this machine's clock right?",
-            )
+        raise StaleError(
+            f"policy: made {made}, {-age_s:.0f} s in the future",
+            hint="is this machine's clock right?",
+        )
 
     def check_debug(self, claims: Claims) -> None:
         """DebugModeError for an enclave in debug mode, unless allowed."""

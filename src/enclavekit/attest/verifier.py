@@ -43,6 +43,7 @@ P384_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF5
 """Of the curve's base point (SEC 2 §2.5.1): R and S lie below it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ALGORITHM = ECDSA(SHA384())
 _SEAL = object()
 
 
@@ -177,7 +178,7 @@ def check_signature(document: Document, leaf: ChainCertificate) -> None:
         if not 1 <= number < P384_ORDER:
             raise SignatureRangeError(f"signature: {name} is not between 1 and the order of P-384")
     try:
-        leaf.key.verify(encode_dss_signature(r, s), document.to_be_signed(), ECDSA(SHA384()))
+        leaf.key.verify(encode_dss_signature(r, s), document.to_be_signed(), _ALGORITHM)
     except InvalidSignature as error:
         raise BadSignatureError("signature: not by the key of the certificate, or not over these bytes") from error
 

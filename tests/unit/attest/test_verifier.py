@@ -11,8 +11,8 @@ import made_documents
 import pytest
 from attestation_data import MADE, REAL, damaged, made, needs_documents, real
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from made_documents import MODULE, PCRS, certificates, changed, document, links
 
 from enclavekit.attest import AWS_ROOTS, Document, Kind, Moment, Policy, Root, Verified, Verifier
@@ -167,6 +167,18 @@ def test_a_leaf_without_usages_may_not_sign() -> None:
     with pytest.raises(TrustError) as caught:
         verifier(roots=[made_documents.root_of(Document.parse(raw).unverified.cabundle)]).verify(raw, IMAGE)
     assert caught.value.code == "leaf-key-usage"
+
+
+def test_a_certificate_with_two_algorithms() -> None:
+    """Signed well, by its issuer; inside it says ECDSA with SHA-256, outside SHA-384."""
+    inside, outside = (bytes.fromhex(f"300a06082a8648ce3d0403{number}") for number in ("02", "03"))
+    tbs = x509.load_der_x509_certificate(made_documents.good_chain()[-1]).tbs_certificate_bytes.replace(outside, inside)
+    signature = links()[3].key.sign(tbs, ECDSA(SHA384()))
+    body = tbs + outside + bytes([3, len(signature) + 1, 0]) + signature
+    der = b"\x30\x82" + len(body).to_bytes(2, "big") + body
+    with pytest.raises(TrustError) as caught:
+        verifier().verify(document(certificate=der), IMAGE)
+    assert str(caught.value) == "leaf certificate: names another algorithm inside than outside"
 
 
 def test_der_with_bytes_behind_it() -> None:
