@@ -24,6 +24,7 @@ with atheris.instrument_imports(include=["enclavekit"]):
     from enclavekit import eif
     from enclavekit.attest import Document, Policy, Verifier
     from enclavekit.attest.chain import ChainCertificate
+    from enclavekit.attest.recipient import RecipientKey
     from enclavekit.codec import cbor
     from enclavekit.codec.cose import Sign1
     from enclavekit.eif import ImageSection, SectionType, Signature, SigningCertificate
@@ -164,8 +165,9 @@ def fuzz_chain(data: bytes) -> None:
 
 def fuzz_recipient(data: bytes) -> None:
     """What is not from a KMS does not open."""
+    key: RecipientKey = recipient()
     with suppress(RecipientError):
-        recipient().open(data)
+        key.open(data)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -8,8 +8,9 @@ either form of length, for the NSM has changed from one to the other; strings on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from itertools import count
 
 from enclavekit.errors import (
     CborDepthError,
@@ -73,51 +74,57 @@ class CborReader:
 
     def peek(self) -> Major:
         """What kind of item comes next."""
-        return _MAJORS[self._peek_byte() >> 5]
+        if self._at >= len(self._data):
+            raise self._ended()
+        return _MAJORS[self._data[self._at] >> 5]
 
     def next_name(self) -> str:
         """The same in words, for messages."""
-        first = self._peek_byte()
-        return {NULL: "null", 0xF4: "false", 0xF5: "true"}.get(first, _NAMES[Major(first >> 5)])
+        major = self.peek()
+        return {NULL: "null", 0xF4: "false", 0xF5: "true"}.get(self._data[self._at], _NAMES[major])
 
     def null(self) -> bool:
         """Read a null if one comes next, and say whether."""
-        if self._peek_byte() != NULL:
+        if self.peek() is not Major.SIMPLE or self._data[self._at] != NULL:
             return False
         self._at += 1
         return True
 
     def tag(self) -> int:
         """A tag's number; the tagged item comes next."""
-        return self._length(Major.TAG, "tag")
+        return self._number(Major.TAG, "tag")
 
     def unsigned(self, field: str) -> int:
         """0 to 2⁶⁴ - 1."""
-        return self._length(Major.UNSIGNED, field)
+        return self._number(Major.UNSIGNED, field)
 
     def integer(self, field: str) -> int:
         """-2⁶⁴ to 2⁶⁴ - 1."""
         if self.peek() is Major.NEGATIVE:
-            return -1 - self._length(Major.NEGATIVE, field)
-        return self.unsigned(field)
+            return -1 - self._number(Major.NEGATIVE, field)
+        return self._number(Major.UNSIGNED, field)
 
-    def byte_string(self, field: str) -> bytes:
+    def byte_string(self, field: str, major: Major = Major.BYTES) -> bytes:
         """A byte string in one piece."""
-        return self._string(Major.BYTES, field)
+        size = self._number(major, field)
+        start, self._at = self._at, self._at + size
+        if self._at > len(self._data):
+            raise CborTruncatedError(f"{self._where}: {field}: {size} bytes, {len(self._data) - start} are left")
+        return self._data[start : self._at]
 
     def text_string(self, field: str) -> str:
         """A text string in one piece, of valid UTF-8."""
-        raw = self._string(Major.TEXT, field)
+        raw = self.byte_string(field, Major.TEXT)
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
             raise CborMalformedError(f"{self._where}: {field}: not UTF-8") from error
 
-    def array(self, field: str) -> Iterator[int]:
+    def array(self, field: str) -> Iterable[int]:
         """The elements' numbers: read one element at each step."""
         return self._items(Major.ARRAY, field)
 
-    def map(self, field: str) -> Iterator[int]:
+    def map(self, field: str) -> Iterable[int]:
         """The entries' numbers: read one key and one value at each step. Duplicates are for the caller to see."""
         return self._items(Major.MAP, field)
 
@@ -126,76 +133,54 @@ class CborReader:
         if depth > MAX_DEPTH:
             raise CborDepthError(f"{self._where}: {field}: deeper than {MAX_DEPTH} arrays and maps")
         major = self.peek()
-        if major in {Major.ARRAY, Major.MAP}:
+        if major is Major.BYTES or major is Major.TEXT:
+            self.byte_string(field, major)
+        elif major is Major.ARRAY or major is Major.MAP:
             for _ in self._items(major, field):
                 for _ in range(2 if major is Major.MAP else 1):
                     self.skip(field, depth + 1)
-        elif major in {Major.BYTES, Major.TEXT}:
-            self._string(major, field)
         else:
-            self._head(field)
+            self._number(major, field)
             if major is Major.TAG:
                 self.skip(field, depth + 1)
 
-    def _items(self, major: Major, field: str) -> Iterator[int]:
-        count = self._count(major, field)
-        if count is None:
-            index = 0
-            while self._peek_byte() != _BREAK:
-                yield index
-                index += 1
+    def _items(self, major: Major, field: str) -> Iterable[int]:
+        if self.peek() is major and self._data[self._at] & 0x1F == _INDEFINITE:
             self._at += 1
-        else:
-            yield from range(count)
-
-    def _count(self, major: Major, field: str) -> int | None:
-        """Of the entries; None when a break ends them."""
-        self._expect(major, field)
-        if self._data[self._at] & 0x1F == _INDEFINITE:
-            self._at += 1
-            return None
-        count = self._head(field)
+            return self._until_break()
+        entries = self._number(major, field)
         left = len(self._data) - self._at
-        if count * (2 if major is Major.MAP else 1) > left:
-            raise CborTruncatedError(f"{self._where}: {field}: {count} entries in the {left} bytes that are left")
-        return count
+        if entries * (2 if major is Major.MAP else 1) > left:
+            raise CborTruncatedError(f"{self._where}: {field}: {entries} entries in the {left} bytes that are left")
+        return range(entries)
 
-    def _string(self, major: Major, field: str) -> bytes:
-        size = self._length(major, field)
-        start, self._at = self._at, self._at + size
-        if self._at > len(self._data):
-            raise CborTruncatedError(f"{self._where}: {field}: {size} bytes, {len(self._data) - start} are left")
-        return self._data[start : self._at]
+    def _until_break(self) -> Iterator[int]:
+        for index in count():
+            self.peek()
+            if self._data[self._at] == _BREAK:
+                self._at += 1
+                return
+            yield index
 
-    def _length(self, major: Major, field: str) -> int:
-        self._expect(major, field)
-        info = self._data[self._at] & 0x1F
-        if info < 24:  # most are: this is only to be quick
-            self._at += 1
-            return info
-        return self._head(field)
-
-    def _expect(self, major: Major, field: str) -> None:
-        if self._at >= len(self._data) or self._data[self._at] >> 5 != major:
+    def _number(self, major: Major, field: str) -> int:
+        """That an item's head holds; the item must be of that kind. All that is read goes through here."""
+        at, data = self._at, self._data
+        if at >= len(data) or data[at] >> 5 != major:
             raise FieldTypeError(f"{self._where}: {field}: {self.next_name()}, expected {_NAMES[major]}")
+        info = data[at] & 0x1F
+        at += 1
+        if info >= 24:
+            if info > 27:
+                what = "chunks of indefinite length" if info == _INDEFINITE else f"additional information {info}"
+                raise CborMalformedError(f"{self._where}: {field}: {what}, expected a definite length")
+            size = 1 << (info - 24)
+            raw = data[at : at + size]
+            if len(raw) != size:
+                raise CborTruncatedError(f"{self._where}: {field}: ends within the item's head")
+            info = int.from_bytes(raw, "big")
+            at += size
+        self._at = at
+        return info
 
-    def _head(self, field: str) -> int:
-        """The number that an item's head holds."""
-        info = self._peek_byte() & 0x1F
-        self._at += 1
-        if info < 24:
-            return info
-        if info > 27:
-            what = "chunks of indefinite length" if info == _INDEFINITE else f"additional information {info}"
-            raise CborMalformedError(f"{self._where}: {field}: {what}, expected a definite length")
-        size = 1 << (info - 24)
-        raw = self._data[self._at : self._at + size]
-        if len(raw) != size:
-            raise CborTruncatedError(f"{self._where}: {field}: ends within the item's head")
-        self._at += size
-        return int.from_bytes(raw, "big")
-
-    def _peek_byte(self) -> int:
-        if self._at >= len(self._data):
-            raise CborTruncatedError(f"{self._where}: ends at byte {self._at}, where another item must follow")
-        return self._data[self._at]
+    def _ended(self) -> CborTruncatedError:
+        return CborTruncatedError(f"{self._where}: ends at byte {self._at}, where another item must follow")

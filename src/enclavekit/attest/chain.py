@@ -48,19 +48,19 @@ CACHED_LINKS = 512
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ALGORITHM = ECDSA(SHA384())
 _ALGORITHM_DER = bytes.fromhex("300a06082a8648ce3d040303")
-_VERSION_3 = bytes.fromhex("a003020102")
 _UNDERSTOOD = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE}
 
 
 @dataclass(frozen=True, slots=True)
 class ChainCertificate:
-    """A certificate, and what the rules ask about it. Two are equal when their bytes are."""
+    """A certificate, and what the rules ask about it. Two are equal when their bytes are, as are two names."""
 
     der: bytes
     where: str = field(compare=False)
     parsed: x509.Certificate = field(compare=False)
-    issuer: x509.Name = field(compare=False)
-    subject: x509.Name = field(compare=False)
+    signed: bytes = field(compare=False)
+    issuer: bytes = field(compare=False)
+    subject: bytes = field(compare=False)
     key: EllipticCurvePublicKey = field(compare=False)
     not_before_ms: int = field(compare=False)
     not_after_ms: int = field(compare=False)
@@ -70,7 +70,10 @@ class ChainCertificate:
     @property
     def common_name(self) -> str:
         """The subject's; empty when it has none, or several."""
-        names = self.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        try:
+            names = self.parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        except ValueError as error:
+            raise ChainCertificateError(f"{self.where}: a damaged name") from error
         return str(names[0].value) if len(names) == 1 else ""
 
     @classmethod
@@ -83,7 +86,7 @@ class ChainCertificate:
             algorithm = certificate.signature_algorithm_oid
             first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
             version = certificate.version
-            issuer, subject = certificate.issuer, certificate.subject
+            tbs = certificate.tbs_certificate_bytes
         except UnsupportedAlgorithm as error:
             raise KeyTypeError(f"{where}: an unknown kind of key, expected EC on P-384") from error
         except Exception as error:  # ValueError, TypeError, OverflowError, InvalidVersion, DuplicateExtension...
@@ -96,7 +99,8 @@ class ChainCertificate:
             raise CertificateAlgorithmError(
                 f"{where}: signed with {algorithm.dotted_string}, expected ecdsa-with-SHA384"
             )
-        if not _tbs_names_algorithm(certificate.tbs_certificate_bytes):
+        inner, issuer, subject = _signed_parts(tbs)
+        if inner != _ALGORITHM_DER:
             raise CertificateAlgorithmError(f"{where}: names another algorithm inside than outside")
         constraints: x509.BasicConstraints | None = None
         usage: x509.KeyUsage | None = None
@@ -108,7 +112,17 @@ class ChainCertificate:
             elif isinstance(extension.value, x509.KeyUsage):
                 usage = extension.value
         return cls(
-            der, where, certificate, issuer, subject, key, _milliseconds(first), _milliseconds(last), constraints, usage
+            der,
+            where,
+            certificate,
+            tbs,
+            issuer,
+            subject,
+            key,
+            _milliseconds(first),
+            _milliseconds(last),
+            constraints,
+            usage,
         )
 
 
@@ -157,17 +171,32 @@ def _issued(issuer: ChainCertificate, der: bytes, where: str) -> ChainCertificat
     if certificate.subject == certificate.issuer:
         raise SelfIssuedError(f"{where}: names itself as its issuer, which only the root may")
     try:
-        issuer.key.verify(certificate.parsed.signature, certificate.parsed.tbs_certificate_bytes, _ALGORITHM)
+        issuer.key.verify(certificate.parsed.signature, certificate.signed, _ALGORITHM)
     except InvalidSignature as error:
         raise CertificateSignatureError(f"{where}: not signed by the key of {issuer.where}") from error
     return certificate
 
 
-def _tbs_names_algorithm(tbs: bytes) -> bool:
-    """The algorithm that is signed, behind version and serial number, must be the one beside the signature."""
-    header = 2 + (tbs[1] & 0x7F if tbs[1] & 0x80 else 0)
-    serial = header + len(_VERSION_3)
-    return tbs.startswith(_ALGORITHM_DER, serial + 2 + tbs[serial + 1])
+def _signed_parts(tbs: bytes) -> tuple[bytes, bytes, bytes]:
+    """Of a version 3 certificate: the algorithm, issuer and subject, as they stand in what is signed (RFC 5280 §4.1).
+
+    TBSCertificate = SEQUENCE {[0] version, serialNumber, signature, issuer, validity, subject, …}, which is good DER.
+    """
+    at = _content(tbs, 0)
+    elements = []
+    for _ in range(6):
+        size = tbs[at + 1]
+        start, content = at, _content(tbs, at)
+        if size & 0x80:
+            size = int.from_bytes(tbs[at + 2 : content], "big")
+        at = content + size
+        elements.append(tbs[start:at])
+    return elements[2], elements[3], elements[5]
+
+
+def _content(der: bytes, at: int) -> int:
+    """Where the content of the element at ``at`` begins."""
+    return at + 2 + (der[at + 1] & 0x7F if der[at + 1] & 0x80 else 0)
 
 
 def _check_time(certificate: ChainCertificate, at_ms: int) -> None:
