@@ -8,6 +8,8 @@ issue where it stands, are looked at every time.
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP384R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from enclavekit.attest.roots import Root
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
 
 CACHED_LINKS = 512
 """Pairs of certificates remembered, about 4 KiB each."""
+
+# cryptography warns of serial numbers that it will refuse some day; here they are refused, without a word beside.
+warnings.filterwarnings("ignore", category=CryptographyDeprecationWarning, module=re.escape(__name__))
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ALGORITHM = ECDSA(SHA384())
@@ -99,7 +105,9 @@ class ChainCertificate:
             raise CertificateAlgorithmError(
                 f"{where}: signed with {algorithm.dotted_string}, expected ecdsa-with-SHA384"
             )
-        inner, issuer, subject = _signed_parts(tbs)
+        serial, inner, issuer, subject = _signed_parts(tbs)
+        if int.from_bytes(serial[2:], "big", signed=True) <= 0:
+            raise ChainCertificateError(f"{where}: a serial number that is not positive")
         if inner != _ALGORITHM_DER:
             raise CertificateAlgorithmError(f"{where}: names another algorithm inside than outside")
         constraints: x509.BasicConstraints | None = None
@@ -177,10 +185,10 @@ def _issued(issuer: ChainCertificate, der: bytes, where: str) -> ChainCertificat
     return certificate
 
 
-def _signed_parts(tbs: bytes) -> tuple[bytes, bytes, bytes]:
-    """Of a version 3 certificate: the algorithm, issuer and subject, as they stand in what is signed (RFC 5280 §4.1).
+def _signed_parts(tbs: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Of a version 3 certificate: serial number, algorithm, issuer and subject, as they stand in what is signed.
 
-    TBSCertificate = SEQUENCE {[0] version, serialNumber, signature, issuer, validity, subject, …}, which is good DER.
+    RFC 5280 §4.1: SEQUENCE {[0] version, serialNumber, signature, issuer, validity, subject, …}; the DER is good.
     """
     at = _content(tbs, 0)
     elements = []
@@ -191,7 +199,7 @@ def _signed_parts(tbs: bytes) -> tuple[bytes, bytes, bytes]:
             size = int.from_bytes(tbs[at + 2 : content], "big")
         at = content + size
         elements.append(tbs[start:at])
-    return elements[2], elements[3], elements[5]
+    return elements[1], elements[2], elements[3], elements[5]
 
 
 def _content(der: bytes, at: int) -> int:

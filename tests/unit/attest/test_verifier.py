@@ -169,13 +169,37 @@ def test_a_leaf_without_usages_may_not_sign() -> None:
     assert caught.value.code == "leaf-key-usage"
 
 
+OUTSIDE = bytes.fromhex("300a06082a8648ce3d040303")
+
+
+def leaf_tbs() -> bytes:
+    return x509.load_der_x509_certificate(made_documents.good_chain()[-1]).tbs_certificate_bytes
+
+
+def signed_again(tbs: bytes) -> bytes:
+    """A leaf's certificate of something else to be signed."""
+    signature = links()[3].key.sign(tbs, ECDSA(SHA384()))
+    body = tbs + OUTSIDE + bytes([3, len(signature) + 1, 0]) + signature
+    return b"\x30\x82" + len(body).to_bytes(2, "big") + body
+
+
+def test_what_is_signed_again_holds() -> None:
+    verifier().verify(document(certificate=signed_again(leaf_tbs())), IMAGE)
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_a_serial_number_that_is_not_positive() -> None:
+    tbs = bytearray(leaf_tbs())
+    tbs[11] |= 0x80  # behind the SEQUENCE's head, the version and the INTEGER's head
+    with pytest.raises(TrustError) as caught:
+        verifier().verify(document(certificate=signed_again(bytes(tbs))), IMAGE)
+    assert str(caught.value) == "leaf certificate: a serial number that is not positive"
+
+
 def test_a_certificate_with_two_algorithms() -> None:
     """Signed well, by its issuer; inside it says ECDSA with SHA-256, outside SHA-384."""
-    inside, outside = (bytes.fromhex(f"300a06082a8648ce3d0403{number}") for number in ("02", "03"))
-    tbs = x509.load_der_x509_certificate(made_documents.good_chain()[-1]).tbs_certificate_bytes.replace(outside, inside)
-    signature = links()[3].key.sign(tbs, ECDSA(SHA384()))
-    body = tbs + outside + bytes([3, len(signature) + 1, 0]) + signature
-    der = b"\x30\x82" + len(body).to_bytes(2, "big") + body
+    inside = bytes.fromhex("300a06082a8648ce3d040302")
+    der = signed_again(leaf_tbs().replace(OUTSIDE, inside))
     with pytest.raises(TrustError) as caught:
         verifier().verify(document(certificate=der), IMAGE)
     assert str(caught.value) == "leaf certificate: names another algorithm inside than outside"
