@@ -150,7 +150,7 @@ class ChainVerifier:
         if root is None:
             raise UntrustedRootError(
                 f"cabundle[0]: the root with SHA-256 {sha256(anchor).hexdigest()[:16]}… is not trusted here",
-                hint="AWS's documents have AWS's root, those of local enclaves the root of whoever runs them",
+                hint="a local enclave's document has its user's own root: --dev-root trusts it, --root any other",
             )
         chain = [self._anchor(anchor, "cabundle[0]")]
         for index, der in enumerate(below, 1):
