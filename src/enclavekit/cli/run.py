@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import select
 import signal
 import tempfile
@@ -41,6 +40,7 @@ from enclavekit.errors import FileError, UsageError
 from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, select_carrier
 from enclavekit.hypervisor.contract import Carrier, Mode
+from enclavekit.linux.process import allow_many_files
 from enclavekit.platform.machine import Platform
 
 STDOUT, STDERR = 1, 2
@@ -172,7 +172,7 @@ def run(
     output.detail(selected.reason)
     if selected.lacks is not None:
         output.say(selected.lacks)
-    _allow_many_files()
+    allow_many_files()  # each vsock connection is a Unix socket
     if detach:
         return _detached(target, command, with_added(ctx, words), carrier, options, output)
     started: list[Running] = []
@@ -288,12 +288,6 @@ def _secret(path: str) -> bytes:
             return file.read(MAX_PAYLOAD + 1)
     except OSError as error:
         raise FileError.of(error, path, "read") from error
-
-
-def _allow_many_files() -> None:
-    """Each vsock connection is a Unix socket: take what the system allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _exit_code(outcome: Outcome, signal_number: int | None) -> int:

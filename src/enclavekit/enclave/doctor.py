@@ -30,6 +30,8 @@ LITTLE_DISK = 512 * MIB
 FEW_FILES = 1024
 PROBE_TIMEOUT_S = 20.0
 QEMU_NEEDS = ("vhost-user-vsock-device", "i8042")
+NSM_DEVICE = "vhost-user-test-device"
+INSTALL = "enclave runtime install"
 DEVICE_HELP = ("-machine", "microvm", "-device", "help")
 
 
@@ -97,13 +99,17 @@ def _qemu(machine: Machine) -> Iterator[Finding]:
     try:
         devices = machine.run([*found.command, *DEVICE_HELP], {**options.environment, **found.environment})
     except MissingError as error:
-        yield missing(area, "devices", error.message, "enclave runtime install")
+        yield missing(area, "devices", error.message, INSTALL)
     else:
         lacking = [name for name in QEMU_NEEDS if f'"{name}"' not in devices]
         if lacking:
-            yield missing(area, "devices", f"QEMU has no {', '.join(lacking)}", "enclave runtime install")
+            yield missing(area, "devices", f"QEMU has no {', '.join(lacking)}", INSTALL)
         else:
             yield ok(area, "devices", ", ".join(QEMU_NEEDS))
+        if f'"{NSM_DEVICE}"' in devices:
+            yield ok(area, "attestation", NSM_DEVICE)
+        else:
+            yield warning(area, "attestation", f"QEMU has no {NSM_DEVICE}: enclaves cannot attest", INSTALL)
     yield _accelerator(area, options.choose_accel)
 
 

@@ -68,7 +68,8 @@ def preflight(
 
     def carrier() -> str:
         found.selected = select_carrier(wanted, carriers)
-        return f"{found.selected.name}: {found.selected.reason}"
+        lacks = f"; {found.selected.lacks}" if found.selected.lacks else ""
+        return f"{found.selected.name}: {found.selected.reason}{lacks}"
 
     def image() -> str:
         examined = eif.examine(file, "image", strict=True)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes: one that dies with its parent (prctl(2), PR_SET_PDEATHSIG), and what one uses (proc(5))."""
+"""Processes: one that dies with its parent (prctl(2), PR_SET_PDEATHSIG), what one may use, what it uses (proc(5))."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,12 @@ def dies_with_parent() -> Callable[[], None]:
             os._exit(1)
 
     return before_exec
+
+
+def allow_many_files() -> None:
+    """As many open files as the system lets us have (getrlimit(2))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def usage_of(pid: int) -> tuple[float, int] | None:

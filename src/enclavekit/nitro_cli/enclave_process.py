@@ -40,6 +40,7 @@ from enclavekit.errors import (
     SignatureError,
 )
 from enclavekit.hypervisor.contract import Carrier, Mode
+from enclavekit.linux.process import allow_many_files
 from enclavekit.nitro_cli.codes import Code
 from enclavekit.nitro_cli.command import NitroCliError, json_text
 from enclavekit.nitro_cli.log import LOG, name_process
@@ -83,6 +84,8 @@ class Prepared:
     """Whether the CPUs were named."""
     cid: int | None
     debug: bool
+    attestation_directory: Path | None = None
+    """Of the authority that signs its documents."""
 
 
 def start_process(prepared: Prepared) -> socket.socket:
@@ -106,6 +109,7 @@ def _main(sock: socket.socket, prepared: Prepared) -> NoReturn:
     status = 1
     try:
         detach()
+        allow_many_files()
         name_process("enc-xxxxxxx")
         status = EnclaveProcess(sock, prepared).run()
     except BaseException:
@@ -148,6 +152,8 @@ class EnclaveProcess:
             name=_our_name(prepared.runtime_directory, prepared.name),
             image=prepared.eif_path,
             cpu_list=frozenset(prepared.cpus) if prepared.pinned else None,
+            attestation_directory=prepared.attestation_directory,
+            instance_id=instance if (instance := instance_id(self._instance_id)) != NO_INSTANCE else None,
         )
         self._say("Start allocating memory...")
         try:

@@ -20,8 +20,15 @@ import click
 from enclavekit.enclave.directory import CONSOLE, is_running
 from enclavekit.enclave.log_file import read_log
 from enclavekit.enclave.run import check_memory
+from enclavekit.environment import (
+    attestation_directory,
+    data_directory,
+    qemu,
+    qemu_environment,
+    runtime_directory,
+    search_path,
+)
 from enclavekit.environment import carrier as wanted_carrier
-from enclavekit.environment import data_directory, qemu, qemu_environment, runtime_directory, search_path
 from enclavekit.errors import FileError, MissingError, NotEnoughMemoryError, ProtocolError
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, Selected, select_carrier
 from enclavekit.nitro_cli.codes import Code
@@ -135,6 +142,8 @@ def _prepare(options: RunEnclaveOptions, stack: ExitStack) -> Prepared:
         cpus = choose_cpus(read_pool(), options.cpu_count, options.cpu_ids)
         check_memory_rule(options.eif_path, size, options.memory_mib)
         selected = _select()
+        if selected.lacks is not None:
+            click.echo(selected.lacks, err=True)
         try:
             check_memory(options.memory_mib * MIB)
         except NotEnoughMemoryError as error:
@@ -157,6 +166,7 @@ def _prepare(options: RunEnclaveOptions, stack: ExitStack) -> Prepared:
         pinned=options.cpu_ids is not None,
         cid=options.cid or None,
         debug=options.debug,
+        attestation_directory=attestation_directory(),
     )
 
 

@@ -19,7 +19,7 @@ from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, Selected
 from enclavekit.hypervisor.contract import Enclave, LaunchSpec
 from enclavekit.runtime import Kernel, Qemu
 
-DEVICES = 'name "vhost-user-vsock-device", bus virtio-bus\nname "i8042", bus ISA\n'
+DEVICES = 'name "vhost-user-vsock-device", bus virtio-bus\nname "i8042", bus ISA\nname "vhost-user-test-device"\n'
 
 
 class Carrier:
@@ -207,7 +207,9 @@ def test_nothing_works(tmp_path: Path) -> None:
 
 def test_a_qemu_without_the_device(tmp_path: Path) -> None:
     lacking = replace(machine(tmp_path), run=lambda command, environment: 'name "i8042"')
-    assert said(diagnose(lacking).findings)["devices"] == "missing: QEMU has no vhost-user-vsock-device"
+    words = said(diagnose(lacking).findings)
+    assert words["devices"] == "missing: QEMU has no vhost-user-vsock-device"
+    assert words["attestation"] == "warning: QEMU has no vhost-user-test-device: enclaves cannot attest"
 
     def broken(command: Sequence[str], environment: Mapping[str, str]) -> str:
         raise MissingError("/bin/loader: cannot be run")
