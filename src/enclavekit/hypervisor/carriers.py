@@ -14,6 +14,7 @@ from pathlib import Path
 from enclavekit.errors import MissingError
 from enclavekit.hypervisor.accel import Accel, Choice, choose
 from enclavekit.hypervisor.contract import Carrier
+from enclavekit.hypervisor.kvm import KvmCarrier
 from enclavekit.hypervisor.nitro import NitroCarrier
 from enclavekit.hypervisor.qemu import QemuCarrier
 from enclavekit.linux.nitro_enclaves import KernelDevice
@@ -24,8 +25,8 @@ class CarrierName(StrEnum):
     """As ``--carrier`` has them, the best first."""
 
     NITRO = "nitro"
-    QEMU = "qemu"
     KVM = "kvm"
+    QEMU = "qemu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class Selected:
 def select_carrier(wanted: CarrierName | None, options: CarrierOptions) -> Selected:
     """Make ``wanted`` ready, or the first that can work here. Errors: MissingError.
 
-    Where none can, the error is QEMU's: every machine could have it.
+    Where none can, the error is QEMU's: every machine could have it. ``qemu`` and ``accel`` are words for QEMU: with
+    one of them the choice does not fall on ``kvm``, unless that is wanted, where KVM as ``accel`` overrules the probe.
     """
     if wanted is not None:
         if wanted not in MAKERS:
@@ -70,6 +72,8 @@ def select_carrier(wanted: CarrierName | None, options: CarrierOptions) -> Selec
         return MAKERS[wanted](options)
     failures: dict[CarrierName, MissingError] = {}
     for name, make in MAKERS.items():
+        if name is CarrierName.KVM and (options.qemu is not None or options.accel is not None):
+            continue
         try:
             return make(options)
         except MissingError as error:
@@ -97,7 +101,20 @@ def _nitro(options: CarrierOptions) -> Selected:
     return Selected(CarrierName.NITRO, carrier, f"the driver behind {options.nitro_device}")
 
 
+def _kvm(options: CarrierOptions) -> Selected:
+    """Where the probe shows hardware speed, or KVM is insisted on."""
+    if options.accel is Accel.TCG:
+        raise MissingError("carrier kvm: runs no guest by TCG", hint="--carrier qemu does")
+    chosen = options.choose_accel(options.accel)
+    if chosen.accel is not Accel.KVM:
+        raise MissingError(
+            f"carrier kvm: {chosen.reason}", hint="leave --carrier out, or add --accel kvm to use it all the same"
+        )
+    return Selected(CarrierName.KVM, KvmCarrier(), f"KVM: {chosen.reason}", Accel.KVM)
+
+
 MAKERS: Mapping[CarrierName, Callable[[CarrierOptions], Selected]] = {
     CarrierName.NITRO: _nitro,
+    CarrierName.KVM: _kvm,
     CarrierName.QEMU: _qemu,
 }

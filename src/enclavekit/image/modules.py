@@ -11,7 +11,7 @@ import gzip
 import lzma
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -73,17 +73,24 @@ class Modules:
     missing: tuple[str, ...] = ()
 
 
-def resolve(directory: Path | None, *, arch: Arch, release: str) -> Modules:
+def resolve(
+    directory: Path | None,
+    *,
+    arch: Arch,
+    release: str,
+    required: Sequence[str] = REQUIRED,
+    optional: Sequence[str] = OPTIONAL,
+) -> Modules:
     """What a kernel needs, from its ``lib/modules/<release>``. No directory: it has all built in. "": any release."""
     if directory is None:
         return Modules()
     files, builtin = _index(directory), _builtin(directory)
     loaded: dict[str, Module] = {}
     missing: list[str] = []
-    for name in (*REQUIRED, *OPTIONAL):
+    for name in (*required, *optional):
         if name in files:
             _load(name, files, loaded, arch=arch, release=release)
-        elif name not in builtin and name in OPTIONAL:
+        elif name not in builtin and name in optional:
             missing.append(name)
         elif name not in builtin:
             raise NoKernelError(

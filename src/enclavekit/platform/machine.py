@@ -86,6 +86,14 @@ def microvm_windows(count: int) -> tuple[VirtioWindow, ...]:
     return tuple(VirtioWindow(0xFEB0_0000 + 512 * slot, 512, 5 + slot) for slot in slots)
 
 
+ENCLAVE_WINDOW = 0x1000
+
+
+def enclave_windows(count: int) -> tuple[VirtioWindow, ...]:
+    """The windows of the first ``count`` virtio devices of a real enclave: 4 KiB each at 0xd0000000, IRQs from 5."""
+    return tuple(VirtioWindow(0xD000_0000 + ENCLAVE_WINDOW * slot, ENCLAVE_WINDOW, 5 + slot) for slot in range(count))
+
+
 def memory_map(memory: int) -> tuple[E820Entry, ...]:
     """The E820 map of a machine with ``memory`` bytes of RAM."""
     low_end = low_memory_end(memory)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vsock device in a thread: QEMU's vhost-user socket on one side, Unix sockets of host programs on the other."""
+"""A vsock device in a thread: the guest's transport on one side, Unix sockets of host programs on the other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Protocol
 
 from enclavekit.errors import EnclaveConnectionError, EnclaveRefusedError
 from enclavekit.virtio.host_sockets import CONNECT_TIMEOUT_S, MAX_PORT, HostAddress, Listener, ParentRoute, Published
@@ -18,8 +19,43 @@ from enclavekit.virtio.vsock_host import Outcome, Stream
 from enclavekit.virtio.vsock_packet import PARENT_CID, VMADDR_CID_HOST
 
 
+class Transport(Protocol):
+    """What lies between a device and its guest."""
+
+    def start(self) -> None:
+        """Before the loop starts."""
+
+    def close(self) -> None:
+        """In the loop's thread: stop the device's queues. Twice does no harm."""
+
+
+class _VhostUserTransport:
+    """A connection to QEMU, whose end is the guest's."""
+
+    def __init__(self, connection: socket.socket, device: VsockDevice, loop: Loop, on_end: Callable[[], None]) -> None:
+        self._connection = connection
+        self._vhost_user = VhostUser(connection, device, loop)
+        self._loop = loop
+        self._on_end = on_end
+
+    def start(self) -> None:
+        """Messages are answered as they come."""
+        self._loop.watch(self._connection.fileno(), self._on_readable)
+
+    def _on_readable(self, events: int) -> None:
+        del events
+        self._vhost_user.on_readable()
+        if self._vhost_user.ended:
+            self._on_end()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._vhost_user.close()
+
+
 class VsockBackend:
-    """The vsock device of one enclave. ``transport`` is ours from now on; QEMU holds the other end.
+    """The vsock device of one enclave. ``transport`` is a connection to QEMU, ours from now on, or makes another
+    transport for a device and the loop that it lives in.
 
     ``listen`` says where ports of the parent lead that the guest dials, and ``publish`` which ports of the host lead to
     which of the guest. Both callbacks come in the device's thread. ``on_heartbeat``: a heartbeat was heard.
@@ -30,7 +66,7 @@ class VsockBackend:
     def __init__(
         self,
         *,
-        transport: socket.socket,
+        transport: socket.socket | Callable[[VsockDevice, Loop], Transport],
         guest_cid: int,
         enclave_id: str,
         directory: Path,
@@ -43,7 +79,6 @@ class VsockBackend:
         self._guest_cid = guest_cid
         self._enclave_id = enclave_id
         self._directory = directory
-        self._transport = transport
         self._on_failure = on_failure
         self._loop = Loop(self._work, self._end)
         services: dict[int, Callable[[], Stream]] = {
@@ -59,7 +94,11 @@ class VsockBackend:
         )
         routes = {VMADDR_CID_HOST: parent, PARENT_CID: parent}
         self._device = VsockDevice(guest_cid, routes, self._loop.call_later)
-        self._vhost_user = VhostUser(transport, self._device, self._loop)
+        self._transport: Transport = (
+            _VhostUserTransport(transport, self._device, self._loop, self._hang_up)
+            if isinstance(transport, socket.socket)
+            else transport(self._device, self._loop)
+        )
         self._listeners: list[Listener | Published] = []
         self._publish = publish
 
@@ -73,7 +112,7 @@ class VsockBackend:
         self._listeners.append(Listener(self._loop, self._device, self._directory))
         for address, port in self._publish:
             self._listeners.append(Published(self._loop, self._device, address, port))
-        self._loop.watch(self._transport.fileno(), self._on_transport)
+        self._transport.start()
         self._loop.start(f"vsock {self._enclave_id}")
 
     def connect(self, port: int, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
@@ -121,15 +160,9 @@ class VsockBackend:
     def _work(self) -> bool:
         return self._device.process()
 
-    def _on_transport(self, events: int) -> None:
-        del events
-        self._vhost_user.on_readable()
-        if self._vhost_user.ended:
-            self._hang_up()
-
     def _hang_up(self) -> None:
         """The guest is gone. What it has sent is still being delivered."""
-        self._vhost_user.close()
+        self._transport.close()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()

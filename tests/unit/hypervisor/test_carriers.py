@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from enclavekit.hypervisor import carriers
 from enclavekit.hypervisor.accel import Accel, Choice
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, Selected, select_carrier
 from enclavekit.hypervisor.contract import Enclave, LaunchSpec
+from enclavekit.hypervisor.kvm import KvmCarrier
 from enclavekit.hypervisor.qemu import QemuCarrier
 
 
@@ -71,3 +73,37 @@ def test_none_can_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         select_carrier(None, options(tmp_path, qemu=False))
     with pytest.raises(MissingError, match="nitro: not here"):
         select_carrier(CarrierName.NITRO, options(tmp_path, qemu=True))
+
+
+def with_kvm(tmp_path: Path, found: Choice, **more: object) -> CarrierOptions:
+    return replace(options(tmp_path, qemu=True), choose_accel=lambda wanted: found, **more)  # type: ignore[arg-type]
+
+
+FAST = Choice(Accel.KVM, "/dev/kvm runs 400 million instructions a second")
+SLOW = Choice(Accel.TCG, "/dev/kvm runs 2 million instructions a second: emulated, not used")
+
+
+def test_kvm_is_chosen_where_it_is_fast(tmp_path: Path) -> None:
+    selected = select_carrier(None, with_kvm(tmp_path, FAST))
+    assert (selected.name, selected.accel) == (CarrierName.KVM, Accel.KVM)
+    assert selected.reason == "KVM: /dev/kvm runs 400 million instructions a second"
+    assert isinstance(selected.carrier, KvmCarrier)
+    assert select_carrier(None, with_kvm(tmp_path, SLOW)).name is CarrierName.QEMU
+
+
+def test_words_for_qemu_choose_qemu(tmp_path: Path) -> None:
+    assert select_carrier(None, with_kvm(tmp_path, FAST, accel=Accel.KVM)).name is CarrierName.QEMU
+    named = str(tmp_path / "qemu-system-x86_64")
+    assert select_carrier(None, with_kvm(tmp_path, FAST, qemu=named)).name is CarrierName.QEMU
+    assert select_carrier(CarrierName.KVM, with_kvm(tmp_path, FAST, qemu=named)).name is CarrierName.KVM
+
+
+def test_kvm_that_is_slow_is_refused_unless_insisted_on(tmp_path: Path) -> None:
+    with pytest.raises(MissingError) as caught:
+        select_carrier(CarrierName.KVM, with_kvm(tmp_path, SLOW))
+    assert caught.value.message == ("carrier kvm: /dev/kvm runs 2 million instructions a second: emulated, not used")
+    assert caught.value.hint == "leave --carrier out, or add --accel kvm to use it all the same"
+    insisted = with_kvm(tmp_path, Choice(Accel.KVM, "/dev/kvm runs 2 million instructions a second"), accel=Accel.KVM)
+    assert select_carrier(CarrierName.KVM, insisted).name is CarrierName.KVM
+    with pytest.raises(MissingError, match="runs no guest by TCG"):
+        select_carrier(CarrierName.KVM, with_kvm(tmp_path, SLOW, accel=Accel.TCG))

@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 from enclavekit.linux import kvm
+from enclavekit.linux import kvm_abi as abi
 
 
 def test_ioctl_numbers() -> None:
-    assert (kvm.KVM_GET_API_VERSION, kvm.KVM_CREATE_VM, kvm.KVM_RUN) == (0xAE00, 0xAE01, 0xAE80)
-    assert kvm.KVM_SET_USER_MEMORY_REGION == 0x4020AE46
-    assert (kvm.KVM_SET_REGS, kvm.KVM_GET_SREGS, kvm.KVM_SET_SREGS) == (0x4090AE82, 0x8138AE83, 0x4138AE84)
+    assert (abi.KVM_GET_API_VERSION, abi.KVM_CREATE_VM, abi.KVM_RUN) == (0xAE00, 0xAE01, 0xAE80)
+    assert abi.KVM_SET_USER_MEMORY_REGION == 0x4020AE46
+    assert (abi.KVM_SET_REGS, abi.KVM_GET_SREGS, abi.KVM_SET_SREGS) == (0x4090AE82, 0x8138AE83, 0x4138AE84)
 
 
 def test_structure_sizes() -> None:
-    sizes = [ctypes.sizeof(kind) for kind in (kvm.kvm_userspace_memory_region, kvm.kvm_regs, kvm.kvm_sregs)]
+    sizes = [ctypes.sizeof(kind) for kind in (abi.kvm_userspace_memory_region, abi.kvm_regs, abi.kvm_sregs)]
     assert sizes == [32, 144, 312]
-    assert kvm.kvm_run.exit_reason.offset == 8
+    assert abi.kvm_run.exit_reason.offset == 8
 
 
 def test_no_kvm_is_an_os_error(tmp_path: Path) -> None:
