@@ -15,9 +15,11 @@ from enclavekit.virtio.queue import (
     DESCRIPTOR,
     RING_HEADER_SIZE,
     USED_ELEMENT,
+    VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
+    VIRTQ_USED_F_NO_NOTIFY,
     Virtqueue,
     available_size,
     descriptors_size,
@@ -121,6 +123,15 @@ class MockQueue:
     def announce(self, index: int) -> None:
         """Write the available ring's idx."""
         self._memory[self.available_gpa + 2 : self.available_gpa + 4] = index.to_bytes(2, "little")
+
+    def poll(self, polls: bool) -> None:
+        """Say that interrupts are not wanted, or that they are."""
+        flags = VIRTQ_AVAIL_F_NO_INTERRUPT if polls else 0
+        self._memory[self.available_gpa : self.available_gpa + 2] = flags.to_bytes(2, "little")
+
+    def wants_kicks(self) -> bool:
+        """Whether the device asks to be told of new chains."""
+        return not self._memory[self.used_gpa] & VIRTQ_USED_F_NO_NOTIFY
 
     @property
     def used_index(self) -> int:

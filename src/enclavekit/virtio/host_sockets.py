@@ -45,9 +45,9 @@ BACKLOG = 1024
 @contextmanager
 def socket_path(directory: Path, name: str) -> Iterator[str]:
     """A path to bind or connect by, short enough: through /proc/self/fd where the real one is too long."""
-    path = directory / name
+    path = f"{directory}/{name}"  # each connection passes here, and pathlib takes its time
     if len(os.fsencode(path)) <= MAX_PATH:
-        yield str(path)
+        yield path
         return
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

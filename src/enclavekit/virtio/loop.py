@@ -158,6 +158,7 @@ class Loop:
         os.close(self._wake)
 
     def _close_retired(self) -> None:
-        for sock in self._retired:
-            sock.close()
-        self._retired.clear()
+        if self._retired:
+            for sock in self._retired:
+                sock.close()
+            self._retired.clear()

@@ -4,17 +4,19 @@
 Source: virtio 1.2 §2.7. Three arrays in guest memory, little-endian: descriptors {addr u64, len u32, flags u16,
 next u16}; the available ring {flags u16, idx u16, ring u16[size]}, written by the driver; the used ring {flags u16,
 idx u16, ring {id u32, len u32}[size]}, written by us. With INDIRECT, a descriptor may stand for a table of descriptors
-elsewhere. EVENT_IDX is not offered: it needs a fence between the store of one index and the load of another, which
-Python cannot promise.
+elsewhere. EVENT_IDX is not offered: the flags tell either side when the other looks by itself, which is when it pays.
 
 The driver is not trusted: whatever breaks the rules raises ``VirtqueueError``, and the queue is not to be used again.
 Order of stores: CPython stores in program order and x86 keeps it, so an element is visible before the index that
-announces it. Indices are read and written by native two-byte accesses (``memoryview.cast("H")``): ``struct`` with an
+announces it. A load may overtake an earlier store, so ``_fence`` stands between what we announce and what we ask about
+the driver.
+Indices are read and written by native two-byte accesses (``memoryview.cast("H")``): ``struct`` with an
 explicit byte order goes byte by byte, and the other side could see half an index.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from struct import Struct
 from typing import NamedTuple
@@ -41,6 +43,9 @@ VIRTQ_DESC_F_NEXT = 1
 VIRTQ_DESC_F_WRITE = 2
 VIRTQ_DESC_F_INDIRECT = 4
 VIRTIO_F_INDIRECT_DESC = 1 << 28
+
+VIRTQ_AVAIL_F_NO_INTERRUPT = 1
+VIRTQ_USED_F_NO_NOTIFY = 1
 
 RING_HEADER_SIZE = 4
 """flags and idx, before either ring's elements."""
@@ -96,8 +101,11 @@ class Virtqueue:
         self._interrupt = interrupt
         self._next = base
         self._next_used = self._used_index[1]
+        self._kicks = True
+        self._used_index[0] = 0
         self._pending = 0
         self._added = False
+        self._lock = threading.Lock()
 
     @property
     def base(self) -> int:
@@ -106,19 +114,15 @@ class Virtqueue:
 
     def pop(self) -> Chain | None:
         """The next chain, or None where the driver has made none available."""
-        if not self._pending:
-            self._pending = (self._available[1] - self._next) & 0xFFFF
-            if self._pending == 0:
-                return None
-            if self._pending > self._size:
-                raise VirtqueueError(f"{self.name} queue: {self._pending} chains available in a ring of {self._size}")
+        if not self._pending and not self._look():
+            return None
         head = index = self._available[2 + self._next % self._size]
         self._next = (self._next + 1) & 0xFFFF
         self._pending -= 1
 
         readable: list[memoryview] = []
         writable: list[memoryview] = []
-        table, entries = self._descriptors, self._size
+        table, entries, view = self._descriptors, self._size, self._memory.view
         for _ in range(self._size + 1):  # one may stand for others
             if index >= entries:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is not in a table of {entries}")
@@ -132,15 +136,31 @@ class Virtqueue:
             if not length:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is empty")
             if flags & VIRTQ_DESC_F_WRITE:
-                writable.append(self._memory.view(address, length))
+                writable.append(view(address, length))
             elif writable:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is readable after writable ones")
             else:
-                readable.append(self._memory.view(address, length))
+                readable.append(view(address, length))
             if not flags & VIRTQ_DESC_F_NEXT:
                 return Chain(head, readable, writable)
             index = following
         raise VirtqueueError(f"{self.name} queue: the chain from descriptor {head} has no end")
+
+    def _look(self) -> bool:
+        """See what has become available. The driver is to kick us only while we have nothing left."""
+        pending = (self._available[1] - self._next) & 0xFFFF
+        if not pending and not self._kicks:
+            self._kicks = True
+            self._used_index[0] = 0
+            self._fence()  # what came before the driver saw this, we see
+            pending = (self._available[1] - self._next) & 0xFFFF
+        if pending > self._size:
+            raise VirtqueueError(f"{self.name} queue: {pending} chains available in a ring of {self._size}")
+        if pending and self._kicks:
+            self._kicks = False
+            self._used_index[0] = VIRTQ_USED_F_NO_NOTIFY
+        self._pending = pending
+        return pending > 0
 
     def _table(self, index: int, address: int, length: int, flags: int) -> memoryview:
         """What an indirect descriptor stands for: at most as many as the queue has, and the chain's last part."""
@@ -168,11 +188,17 @@ class Virtqueue:
         self._added = True
 
     def signal(self) -> None:
-        """Interrupt the driver if anything was pushed since the last time.
-
-        Whether it wants to know (available.flags) is not asked: that read could overtake the store of the index, and
-        an interrupt would be lost. One too many costs a write to an eventfd.
-        """
+        """Tell the driver of what was pushed since the last time, unless it looks by itself."""
         if self._added:
             self._added = False
-            self._interrupt()
+            self._fence()  # a driver that stops polling clears its flag, then looks at our index once more
+            if not self._available[0] & VIRTQ_AVAIL_F_NO_INTERRUPT:
+                self._interrupt()
+
+    def _fence(self) -> None:
+        """No load after this happens before a store ahead of it.
+
+        Taking a lock that is free is an atomic read-modify-write, a full barrier on x86, where alone devices run.
+        """
+        with self._lock:
+            pass

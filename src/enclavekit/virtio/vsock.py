@@ -57,14 +57,29 @@ CLOSE_TIMEOUT_S = 2.0
 class _Link:
     """A connection with its stream."""
 
-    __slots__ = ("connection", "ending", "hung_up", "on_outcome", "outgoing", "queued", "readable", "stream", "timer")
+    __slots__ = (
+        "connection",
+        "ending",
+        "hung_up",
+        "key",
+        "on_outcome",
+        "outgoing",
+        "queued",
+        "readable",
+        "stream",
+        "timer",
+        "turn",
+    )
 
     def __init__(self, connection: Connection, stream: Stream) -> None:
         self.connection = connection
+        self.key = (*connection.local, connection.peer.port)
         self.stream = stream
         self.outgoing = bytearray()
         """What the guest sent and the stream has not taken."""
         self.readable = False
+        self.turn = 1
+        """Rx buffers of its next turn: more where much comes, for each costs time to prepare."""
         self.ending = False
         """The stream's end is near: read on until it comes."""
         self.hung_up = False
@@ -72,14 +87,6 @@ class _Link:
         self.queued = False
         self.timer: Timer | None = None
         self.on_outcome: Callable[[Outcome, int], None] | None = None
-
-    @property
-    def key(self) -> tuple[int, int, int]:
-        return (*self.connection.local, self.connection.peer.port)
-
-    @property
-    def has_work(self) -> bool:
-        return self.connection.wants_to_speak or (self.readable and self.connection.credit > 0)
 
 
 class _RxBuffer(NamedTuple):
@@ -383,7 +390,7 @@ class VsockDevice:
             self._replies.append(header)
 
     def _queue(self, link: _Link) -> None:
-        if not link.queued and link.has_work:
+        if not link.queued and (link.connection.wants_to_speak or (link.readable and link.connection.credit > 0)):
             link.queued = True
             self._ready.append(link)
 
@@ -440,7 +447,12 @@ class VsockDevice:
         taken: list[_RxBuffer] = []
         parts: list[memoryview] = []
         room = 0
-        while room < limit and len(parts) < MAX_PARTS and (buffer := self._next_buffer()) is not None:
+        while (
+            room < limit
+            and len(taken) < link.turn
+            and len(parts) < MAX_PARTS
+            and (buffer := self._next_buffer()) is not None
+        ):
             taken.append(buffer)
             parts += buffer.body
             room += buffer.room
@@ -451,6 +463,7 @@ class VsockDevice:
         if count:
             # Less than there was room for: that was all, unless the stream ends.
             link.readable = count == room or link.ending
+            link.turn = min(link.turn * 4, MAX_PARTS) if count == room else max(link.turn // 2, 1)
             for buffer in taken:
                 size = min(buffer.room, count)
                 self._put(buffer, link.connection.data(size), size)

@@ -56,14 +56,18 @@ class Event(Enum):
     """The peer broke the protocol: reset the connection."""
 
 
-TRANSITIONS = {
-    (State.CONNECTING, Op.RESPONSE): (State.ESTABLISHED, Event.ACCEPTED),
-    (State.CONNECTING, Op.RST): (State.CONNECTING, Event.REFUSED),
-    (State.ESTABLISHED, Op.RW): (State.ESTABLISHED, Event.DATA),
-    (State.ESTABLISHED, Op.CREDIT_UPDATE): (State.ESTABLISHED, Event.CREDIT),
-    (State.ESTABLISHED, Op.CREDIT_REQUEST): (State.ESTABLISHED, Event.CREDIT),
-    (State.ESTABLISHED, Op.SHUTDOWN): (State.ESTABLISHED, Event.SHUTDOWN),
-    (State.ESTABLISHED, Op.RST): (State.ESTABLISHED, Event.RESET),
+TRANSITIONS: dict[State, dict[int, tuple[State, Event]]] = {
+    State.CONNECTING: {
+        Op.RESPONSE: (State.ESTABLISHED, Event.ACCEPTED),
+        Op.RST: (State.CONNECTING, Event.REFUSED),
+    },
+    State.ESTABLISHED: {
+        Op.RW: (State.ESTABLISHED, Event.DATA),
+        Op.CREDIT_UPDATE: (State.ESTABLISHED, Event.CREDIT),
+        Op.CREDIT_REQUEST: (State.ESTABLISHED, Event.CREDIT),
+        Op.SHUTDOWN: (State.ESTABLISHED, Event.SHUTDOWN),
+        Op.RST: (State.ESTABLISHED, Event.RESET),
+    },
 }
 """What is not here is a violation."""
 
@@ -107,10 +111,10 @@ class Connection:
 
     def receive(self, header: Header) -> Event:
         """Take a packet's header; a payload's bytes are the caller's, who says ``consumed`` when they are gone."""
-        try:
-            self.state, event = TRANSITIONS[self.state, Op(header.op)]
-        except (KeyError, ValueError):
+        transition = TRANSITIONS[self.state].get(header.op)
+        if transition is None:
             return Event.VIOLATION
+        self.state, event = transition
         if event in (Event.REFUSED, Event.RESET):
             return event
         if not self._take_credit(header):
@@ -173,11 +177,11 @@ class Connection:
 
     def speak(self) -> Header | None:
         """The next packet without payload that is to be sent."""
-        for op in SPOKEN_IN_ORDER:
-            if op in self._wanted:
-                self._wanted.remove(op)
-                return self._header(op)
-        return None
+        if not self._wanted:
+            return None
+        op = next(op for op in SPOKEN_IN_ORDER if op in self._wanted)
+        self._wanted.remove(op)
+        return self._header(op)
 
     def reset(self) -> Header:
         """An RST: the last word."""

@@ -94,6 +94,44 @@ def test_one_interrupt_for_all_that_was_pushed_and_none_for_nothing() -> None:
     assert rig.driver.interrupts == 1
 
 
+def test_a_driver_that_polls_is_not_interrupted_until_it_stops() -> None:
+    rig = Rig()
+    for polls, interrupts in ((True, 0), (False, 1), (True, 1)):
+        rig.driver.poll(polls)
+        head = rig.driver.add(readable=[b"x"])
+        assert rig.device.pop() is not None
+        rig.device.push(head, 0)
+        rig.device.signal()
+        assert rig.driver.interrupts == interrupts
+        assert rig.driver.take_used() == [(head, b"")]
+
+
+def test_kicks_are_wanted_only_while_there_is_nothing() -> None:
+    rig = Rig()
+    assert rig.driver.wants_kicks()
+    for _ in range(2):
+        rig.driver.add(readable=[b"x"])
+    for wanted in (False, False, True):
+        rig.device.pop()
+        assert rig.driver.wants_kicks() == wanted
+    rig.driver.add(readable=[b"x"])
+    assert rig.device.pop() is not None
+    assert not rig.driver.wants_kicks()
+    rig.driver.for_device(rig.memory)  # a new start
+    assert rig.driver.wants_kicks()
+
+
+def test_what_comes_as_the_device_asks_for_kicks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.driver.add(readable=[b"x"])
+    assert rig.device.pop() is not None
+    monkeypatch.setattr(rig.device, "_fence", lambda: rig.driver.add(readable=[b"y"]))
+    chain = rig.device.pop()
+    assert chain is not None
+    assert bytes(chain.readable[0]) == b"y"
+    assert not rig.driver.wants_kicks()
+
+
 def test_chains_put_back_are_available_again() -> None:
     rig = Rig()
     heads = [rig.driver.add(readable=[b"x"]) for _ in range(3)]

@@ -502,6 +502,21 @@ def test_one_interrupt_for_many_packets() -> None:
     assert len(rig.guest.receive()) == 3
 
 
+def test_a_turn_takes_more_buffers_where_much_comes() -> None:
+    rig = Rig()
+    stream = rig.connect()
+    (link,) = rig.device._links.values()
+    turns = [link.turn]
+    for size in (100, 40_000, 100, 100, 100, 100):
+        stream.give(bytes(size))
+        rig.work()
+        turns.append(link.turn)
+        rig.guest.receive()
+    assert turns[:2] == [1, 1]
+    assert turns[2] > 4
+    assert turns[-1] == 1
+
+
 # Stop and start
 
 
