@@ -45,7 +45,10 @@ def ps(also_ended: bool, output: Output) -> None:
 def _table(console: Any, states: list[State]) -> None:
     rows = [("ID", "NAME", "CID", "STATE", "AGE", "MEMORY", "IMAGE")]
     for state in states:
-        age = float(state.get("ended") or time.time()) - float(state.get("started") or 0)
+        # Its own count first: the clock of the day may have been set in between.
+        age = state.get("uptime_s")
+        if not isinstance(age, int | float):
+            age = float(state.get("ended") or time.time()) - float(state.get("started") or 0)
         what = _ending(state) if state.get("state") == "ended" else str(state.get("state"))
         memory = f"{int(state.get('memory') or 0) >> 20} MiB"
         rows.append(

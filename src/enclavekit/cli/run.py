@@ -181,7 +181,8 @@ def run(
         def on_started(running: Running) -> None:
             started.append(running)
             signals.request_stop = running.request_stop
-            output.detail(f"enclave {running.enclave_id}, CID {running.cid}, {running.memory >> 20} MiB")
+            output.detail(f"enclave {running.enclave_id}, CID {running.cid}")
+            output.detail(f"memory {running.memory >> 20} MiB: to boot, the image needs {running.needed >> 20} MiB")
 
         def on_running(logs: bool) -> None:
             if not logs and not debug:

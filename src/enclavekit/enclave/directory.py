@@ -53,9 +53,12 @@ class EnclaveDirectory:
     _state: State = field(default_factory=dict)
 
     def write_state(self, **state: Any) -> None:  # noqa: ANN401 - JSON
-        """Add to state.json, which is replaced as a whole."""
+        """Add to state.json, which is replaced as a whole. Raises FileError."""
         self._state |= state
-        _write_state(self.path, self._state)
+        try:
+            _write_state(self.path, self._state)
+        except OSError as error:
+            raise FileError.of(error, self.path / STATE, "write") from error
 
     @property
     def state(self) -> State:
@@ -66,8 +69,8 @@ class EnclaveDirectory:
         """It has ended: give id and CID back, keep what is worth knowing. A full disk loses no more than that."""
         # Whoever looks sees it among those that run, with all it has, or among the ended ones.
         with suppress(OSError), locked(self.path.parent / "lock"):
-            with suppress(OSError):
-                self.write_state(state="ended", ended=time.time(), **state)
+            with suppress(FileError):
+                self.write_state(state="ended", ended=time.time(), order=_next_order(self.path.parent), **state)
             _retire(self.path)
         os.close(self._lock)
 
@@ -171,8 +174,8 @@ def ended(runtime: Path) -> list[State]:
         for path in (runtime / ENDED).iterdir():
             state = _read_state(path)
             if state is not None:
-                found.append(state)
-    return sorted(found, key=lambda state: _number(state, "ended"))
+                found.append({**state, "state": "ended"})  # its last words may have found a full disk
+    return sorted(found, key=_order)
 
 
 def find(runtime: Path, named: str, *, also_ended: bool = False) -> tuple[Path, State]:
@@ -210,7 +213,8 @@ def _living(runtime: Path) -> list[State]:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 with suppress(OSError):
-                    _write_state(path, {**state, "state": "ended", "ended": time.time(), "reason": "killed"})
+                    ending = {"state": "ended", "ended": time.time(), "order": _next_order(runtime), "reason": "killed"}
+                    _write_state(path, {**state, **ending})
                 if isinstance(state.get("cgroup"), str):
                     with suppress(OSError, ValueError):
                         Path(state["cgroup"]).rmdir()
@@ -233,7 +237,7 @@ def _retire(path: Path) -> None:
     except OSError:
         shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
-        kept = sorted(past.iterdir(), key=lambda entry: entry.lstat().st_mtime)
+        kept = sorted(past.iterdir(), key=lambda entry: _order(_read_state(entry) or {}))
         for entry in kept[:-MAX_ENDED]:
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -251,6 +255,16 @@ def _write_state(path: Path, state: Mapping[str, Any]) -> None:
     beside = path / f".{STATE}"
     beside.write_text(json.dumps(state))
     beside.replace(path / STATE)
+
+
+def _order(state: State) -> float:
+    """Which ended after which: a count, for the clock of the day may have been set back in between."""
+    return _number(state, "order")
+
+
+def _next_order(runtime: Path) -> float:
+    """Hold the lock of ``runtime``."""
+    return max((_order(state) for state in ended(runtime)), default=0) + 1
 
 
 def _number(state: State, key: str) -> float:

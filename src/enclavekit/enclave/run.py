@@ -67,6 +67,8 @@ class Running:
     enclave_id: str
     cid: int
     memory: int
+    needed: int
+    """Bytes of memory without which the image does not boot."""
     request_stop: Callable[[], None]
 
 
@@ -79,6 +81,8 @@ class Plan:
     discovery: eif.Discovery
     pcrs: Mapping[int, bytes]
     """PCR0, 1 and 2 of the image, and 8 when it is signed."""
+    needed: int
+    """Bytes of memory without which it does not boot."""
 
 
 def plan(file: BinaryIO, memory: int | None, at: datetime, platform: Platform = Platform.DEFAULT) -> Plan:
@@ -100,7 +104,7 @@ def plan(file: BinaryIO, memory: int | None, at: datetime, platform: Platform = 
     kernel = BzImage.parse(file.read(min(READ_SIZE, image.kernel.size)), image.kernel.size)
     needed = needed_memory(kernel, image.size, sum(section.size for section in image.ramdisks))
     discovery = nitro_discovery(file, image) if platform is Platform.NITRO else image_discovery(file, image)
-    return Plan(image, choose_memory(needed, memory), discovery, pcrs)
+    return Plan(image, choose_memory(needed, memory), discovery, pcrs, needed)
 
 
 def run(
@@ -170,7 +174,9 @@ def run(
         unstarted.pop_all()
         ending: dict[str, object] = {"reason": "killed"}
         try:
-            on_started(Running(directory.enclave_id, directory.cid, planned.memory, supervisor.request_stop))
+            on_started(
+                Running(directory.enclave_id, directory.cid, planned.memory, planned.needed, supervisor.request_stop)
+            )
             outcome = supervisor.wait()
             ending = ending_of(outcome)
         except Error as error:
@@ -179,7 +185,7 @@ def run(
         finally:
             enclave.close()
             logs.close()
-            directory.end(**ending)
+            directory.end(**ending, uptime_s=round(time.monotonic() - began, 1))
             supervisor.tell_end(ending)
     return outcome
 

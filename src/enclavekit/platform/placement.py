@@ -11,8 +11,8 @@ from enclavekit.codec.bzimage import BzImage
 from enclavekit.errors import ImageTooLargeError, LaunchError, NotEnoughMemoryError
 from enclavekit.platform.machine import GIB, IMAGE_LOAD_OFFSET, LOW_MEMORY_LIMIT, MIB
 
-WORKING_MEMORY = 48 * MIB
-"""What a distribution's kernel takes for itself beside its image, and a little for the application."""
+WORKING_MEMORY = 32 * MIB
+"""What a distribution's kernel takes for itself beside its image, and as much again for the application."""
 
 COMFORT = 1.5
 """``auto`` gives this much more than what is needed, and no less than the smallest."""

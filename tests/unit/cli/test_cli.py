@@ -213,7 +213,7 @@ def test_too_little_memory_says_how_much(image: Path, capsys: pytest.CaptureFixt
     words = ["run", str(image), "--json", "--memory", "64M", "--qemu", str(Path("qemu").absolute()), "--accel", "tcg"]
     assert run_command(words) == 125
     assert error(capsys) == (
-        "memory", "memory: got 64 MiB, this image needs at least 97 MiB", "--memory 97M, or --memory auto",
+        "memory", "memory: got 64 MiB, this image needs at least 81 MiB", "--memory 81M, or --memory auto",
     )  # fmt: skip
 
 

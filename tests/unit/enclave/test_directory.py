@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
+import resource
 import shutil
+import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -175,17 +181,45 @@ def test_who_looks_sees_it_running_or_ended(runtime: Path) -> None:
     assert [state["reason"] for state in ended(runtime)] == ["exited"]
 
 
-def test_only_the_last_that_ended_are_kept(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step_s", [1.0, -86400.0, 1e9])
+def test_only_the_last_that_ended_are_kept_however_the_clock_jumps(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
     monkeypatch.setattr(directory, "MAX_ENDED", 3)
-    made = []
+    clock = itertools.count(time.time(), step_s)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
     for number in range(5):
-        one = claim(runtime)
+        one = claim(runtime, name="web")
         one.end(reason="exited", exit_code=number)
-        os.utime(runtime / "ended" / one.enclave_id, (number, number))
-        made.append(one.enclave_id)
-    kept = {path.name for path in (runtime / "ended").iterdir()}
-    assert len(kept) == 3
-    assert made[0] not in kept
+        os.utime(runtime / "ended" / one.enclave_id, (max(time.time(), 0),) * 2)
+    assert [state["exit_code"] for state in ended(runtime)] == [2, 3, 4]
+    assert find(runtime, "web", also_ended=True)[1]["exit_code"] == 4
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file takes a byte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_one_error_and_holds_nobody(runtime: Path) -> None:
+    with full_disk(), pytest.raises(FileError, match=r"^cannot write .*/state\.json: "):
+        claim(runtime)
+    assert running(runtime) == []
+    one = claim(runtime, name="web")
+    with full_disk():
+        with pytest.raises(FileError, match=r"^cannot write .*/state\.json: "):
+            one.write_state(state="running")
+        one.end(reason="exited", exit_code=0)
+    assert running(runtime) == []
+    assert [(state["name"], state["state"]) for state in ended(runtime)] == [("web", "ended")]
 
 
 def test_a_directory_that_somebody_removed_disturbs_nobody(runtime: Path) -> None:

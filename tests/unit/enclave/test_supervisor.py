@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +33,7 @@ from enclavekit.codec.init_frames import (
 )
 from enclavekit.enclave import run as run_module
 from enclavekit.enclave.directory import claim
+from enclavekit.enclave.log_file import LIMIT, LogFile
 from enclavekit.enclave.run import check_cpu_list, check_memory, ending_of
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import (
@@ -45,7 +48,7 @@ from enclavekit.errors import (
     PanicError,
     ProtocolError,
 )
-from enclavekit.hypervisor.contract import Enclave
+from enclavekit.hypervisor.contract import Enclave, Statistics
 
 
 class FakeEnclave:
@@ -227,6 +230,58 @@ def test_a_carrier_that_failed_is_told(enclave: FakeEnclave) -> None:
 
 def test_timeout(enclave: FakeEnclave) -> None:
     assert supervise(enclave, timeout_s=0.05).wait() == Outcome(timed_out=True)
+
+
+@pytest.mark.parametrize("jump_s", [1e6, -1e6])
+def test_a_clock_that_jumps_moves_no_deadline(
+    enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    true_time = time.time
+    clock = itertools.count(0, jump_s)
+    monkeypatch.setattr(time, "time", lambda: true_time() + next(clock))
+    start = time.monotonic()
+    assert supervise(enclave, timeout_s=0.05).wait() == Outcome(timed_out=True)
+    assert time.monotonic() - start < 30
+    os.eventfd_write(enclave.beat, 1)
+    enclave.init.sendall(encode(Hello()) + encode(Started()) + encode(Status(StatusKind.EXITED, 3)))
+    enclave.end()
+    assert supervise(enclave, timeout_s=60).wait() == Outcome(exit_code=3)
+
+
+def test_a_console_flood_of_100_mib_is_bounded(enclave: FakeEnclave, tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "console.log")
+    tail = b"\n[    9.5] Kernel panic - not syncing: Attempted to kill init!\r\n"
+
+    def flood() -> None:
+        for _ in range(100):
+            enclave.serial.sendall(b"x" * (1 << 20))
+        enclave.serial.sendall(tail)
+        enclave.end()
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    supervisor = Supervisor(cast(Enclave, enclave), Streams(lambda _: None, console=log.write))
+    with pytest.raises(PanicError):
+        supervisor.wait()
+    thread.join()
+    log.close()
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert set(sizes) == {"console.log", "console.log.1"}
+    assert max(sizes.values()) <= LIMIT
+    assert (tmp_path / "console.log").read_bytes().endswith(tail)
+    assert len(supervisor._tail) <= 64 << 10
+
+
+def test_the_uptime_does_not_follow_the_clock(
+    enclave: FakeEnclave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = claim(tmp_path / "run")
+    enclave.statistics = lambda: Statistics(1.5, 4096, 2, 10, 20)  # type: ignore[attr-defined]
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    status = run_module._status(directory, cast(Enclave, enclave), supervise(enclave), time.monotonic() - 5)
+    directory.remove()
+    assert 5 <= cast(float, status["uptime_s"]) < 30
+    assert (status["cpu_s"], status["resident"], status["connections"]) == (1.5, 4096, 2)
 
 
 def test_a_stop_before_init_is_there_is_by_force(enclave: FakeEnclave) -> None:

@@ -18,11 +18,11 @@ KERNEL = BzImage(
 
 
 def test_a_small_image_needs_its_kernels_room() -> None:
-    assert needed_memory(KERNEL, 4 * MIB, MIB) == (16 + 60 + 1 + 48) * MIB
+    assert needed_memory(KERNEL, 4 * MIB, MIB) == (16 + 60 + 1 + 32) * MIB
 
 
 def test_a_large_ramdisk_is_there_twice() -> None:
-    assert needed_memory(KERNEL, 1 * GIB, 1 * GIB) == (8 + 1024 + 60 + 1024 + 48) * MIB
+    assert needed_memory(KERNEL, 1 * GIB, 1 * GIB) == (8 + 1024 + 60 + 1024 + 32) * MIB
 
 
 def test_an_image_that_reaches_the_hole_is_too_large() -> None:
