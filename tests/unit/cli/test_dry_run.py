@@ -82,4 +82,4 @@ def test_for_people(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["run", str(image), "--dry-run", "--qemu", "/nowhere", "--memory", "64M"]) == 125
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["error   carrier  /nowhere: no such program", "        hint: name a qemu-system-x86_64"]
-    assert "error   boot  memory: got 64 MiB, this image needs at least 97 MiB" in lines
+    assert "error   boot  memory: got 64 MiB, this image needs at least 81 MiB" in lines
