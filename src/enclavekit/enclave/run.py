@@ -70,6 +70,8 @@ class Running:
     needed: int
     """Bytes of memory without which the image does not boot."""
     request_stop: Callable[[], None]
+    module_id: str | None = None
+    """Of its NSM, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,14 @@ def run(
         ending: dict[str, object] = {"reason": "killed"}
         try:
             on_started(
-                Running(directory.enclave_id, directory.cid, planned.memory, planned.needed, supervisor.request_stop)
+                Running(
+                    directory.enclave_id,
+                    directory.cid,
+                    planned.memory,
+                    planned.needed,
+                    supervisor.request_stop,
+                    nsm.module_id if nsm is not None else None,
+                )
             )
             outcome = supervisor.wait()
             ending = ending_of(outcome)

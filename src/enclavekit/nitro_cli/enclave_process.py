@@ -111,7 +111,7 @@ def _main(sock: socket.socket, prepared: Prepared) -> NoReturn:
         detach()
         allow_many_files()
         name_process("enc-xxxxxxx")
-        status = EnclaveProcess(sock, prepared).run()
+        status = EnclaveProcess(sock, prepared, instance_id()).run()
     except BaseException:
         LOG.exception("the enclave's process failed")
     finally:
@@ -121,10 +121,10 @@ def _main(sock: socket.socket, prepared: Prepared) -> NoReturn:
 class EnclaveProcess:
     """One enclave, from here to its end (``server.Answering``)."""
 
-    def __init__(self, sock: socket.socket, prepared: Prepared, *, instance_id: Path = INSTANCE_ID) -> None:
+    def __init__(self, sock: socket.socket, prepared: Prepared, instance: str) -> None:
         self._sock: socket.socket | None = sock
         self._prepared = prepared
-        self._instance_id = instance_id
+        self._instance = instance
         self._request_stop: Callable[[], None] | None = None
         self._server: EnclaveServer | None = None
         self._ended = threading.Event()
@@ -153,7 +153,7 @@ class EnclaveProcess:
             image=prepared.eif_path,
             cpu_list=frozenset(prepared.cpus) if prepared.pinned else None,
             attestation_directory=prepared.attestation_directory,
-            instance_id=instance if (instance := instance_id(self._instance_id)) != NO_INSTANCE else None,
+            instance_id=self._instance,
         )
         self._say("Start allocating memory...")
         try:
@@ -182,9 +182,8 @@ class EnclaveProcess:
 
     def _on_started(self, running: Running) -> None:
         self._request_stop = running.request_stop
-        slot = f"{int(running.enclave_id, 16):x}"
-        name_process(f"enc-{slot}")
-        self.enclave_id = f"{instance_id(self._instance_id)}-enc{slot}"
+        self.enclave_id = running.module_id or f"{self._instance}-enc{running.enclave_id}"
+        name_process(f"enc-{self._slot}")
         self.cid, self._memory = running.cid, running.memory
         self._examining = threading.Thread(target=self._examine, daemon=True)
         self._examining.start()
@@ -193,12 +192,15 @@ class EnclaveProcess:
 
     def _on_running(self, logs: bool) -> None:
         del logs
-        slot = self.enclave_id.rpartition("-enc")[2]
         try:
-            self._server = EnclaveServer(self._prepared.sockets / f"{slot}{SUFFIX}", self)
+            self._server = EnclaveServer(self._prepared.sockets / f"{self._slot}{SUFFIX}", self)
         except OSError as error:
             raise FileError.of(error, self._prepared.sockets, "listen in") from error
         self._answer(frame({"StdOutMessage": json_text(self._run_info())}) + frame({"Status": 0}))
+
+    @property
+    def _slot(self) -> str:
+        return self.enclave_id.rpartition("-enc")[2]
 
     def _run_info(self) -> dict[str, Any]:
         return {

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from enclavekit.enclave.directory import CONSOLE, is_running
+from enclavekit.enclave.directory import CONSOLE, is_running, running
 from enclavekit.enclave.log_file import read_log
 from enclavekit.enclave.run import check_memory
 from enclavekit.environment import (
@@ -238,7 +238,7 @@ def _console(sockets: Path, enclave_id: str, seconds: int | None) -> None:
     if not ask_number(sockets, enclave_id, Command.GET_FLAGS) & DEBUG_FLAG:
         raise NitroCliError(Code.CONSOLE_CONNECTION, f"{enclave_id} does not run in debug mode")
     click.echo(f"Connecting to the console for enclave {cid}...")
-    chunks = _console_of(enclave_id)
+    chunks = _console_of(enclave_id, cid)
     click.echo("Successfully connected to the console.")
     end = None if seconds is None else time.monotonic() + seconds
     out = sys.stdout.buffer
@@ -259,12 +259,12 @@ def _console(sockets: Path, enclave_id: str, seconds: int | None) -> None:
         raise NitroCliError(Code.CONSOLE_READ, FileError.of(error, "the console", "read").message) from error
 
 
-def _console_of(enclave_id: str) -> Iterator[bytes]:
+def _console_of(enclave_id: str, cid: int) -> Iterator[bytes]:
     """Its process keeps all of it, in the enclave's directory. NitroCliError E44 where it is not ours to read."""
-    slot = enclave_id.rpartition("-enc")[2]
-    directory = runtime_directory() / slot.zfill(8)
-    if not (directory / CONSOLE).is_file():
+    state = next((state for state in running(runtime_directory()) if state.get("cid") == cid), None)
+    if state is None:
         raise NitroCliError(Code.CONSOLE_CONNECTION, f"{enclave_id}: its console is kept by another user")
+    directory = runtime_directory() / str(state["id"])
     return read_log(directory / CONSOLE, more=lambda: is_running(directory))
 
 

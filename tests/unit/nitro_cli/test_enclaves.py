@@ -25,6 +25,7 @@ from kernel_files import bzimage
 
 from enclavekit import eif
 from enclavekit.eif import BytesContent, Section, SectionType
+from enclavekit.enclave.directory import claim
 from enclavekit.errors import LaunchError
 from enclavekit.nitro_cli import cpus
 from enclavekit.nitro_cli.main import run_command
@@ -145,10 +146,10 @@ def test_terminate_all(web: FakeEnclave, web2: FakeEnclave, capsys: pytest.Captu
 def test_the_console_of_an_enclave_that_is_ours(
     web2: FakeEnclave, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    directory = tmp_path / "run/enclavekit/00000001"
-    directory.mkdir(parents=True)
-    (directory / "console.log").write_bytes(b"Linux version\r\n\xff")
-    assert run_command(["console", "--enclave-name", "web"]) == 0
+    directory = claim(tmp_path / "run/enclavekit", cid=web2.cid)
+    (directory.path / "console.log").write_bytes(b"Linux version\r\n\xff")
+    assert run_command(["console", "--enclave-name", "web", "--disconnect-timeout", "0"]) == 0
+    directory.remove()
     assert capfdbinary.readouterr().out == (
         b"Connecting to the console for enclave 17...\nSuccessfully connected to the console.\nLinux version\r\n\xff"
     )
