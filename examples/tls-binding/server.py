@@ -52,12 +52,16 @@ class Enclave:
             )
             self._context.load_cert_chain(path)
 
+    def document(self, nonce: bytes) -> bytes:
+        """That names the key. Anybody may have it: it is worth nothing without the key."""
+        return self._attest(nonce, self._user_data)
+
     def serve(self, connection: socket.socket) -> None:
         """One client: its nonce, a document with it, and then whatever the enclave is for."""
         with self._context.wrap_socket(connection, server_side=True) as tls:
             nonce = tls.recv(NONCE_SIZE)
             if len(nonce) == NONCE_SIZE:
-                document = self._attest(nonce, self._user_data)
+                document = self.document(nonce)
                 tls.sendall(len(document).to_bytes(LENGTH_SIZE, "big") + document + GREETING)
 
 

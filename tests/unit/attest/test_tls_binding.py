@@ -22,6 +22,7 @@ from enclavekit.errors import AttestationError
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples/tls-binding"))
 
+import demo
 from client import connect, receive
 from server import GREETING, Enclave
 
@@ -100,3 +101,13 @@ def test_the_client_refuses_another_image_and_another_root(app: str, tmp_path: P
         with serving(enclave_of(app)) as connection, pytest.raises(AttestationError) as caught:
             connect(connection, verifier, name)
         assert caught.value.code == code
+
+
+def test_the_demo_shows_both(app: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py", app])
+    demo.main()
+    direct, relayed = capsys.readouterr().out.splitlines()
+    assert direct.startswith("the enclave: connected to i-00000000000000000-enc")
+    assert direct.endswith(": hello from inside an enclave")
+    assert relayed.startswith("a relay: refused: policy: user_data is 32 bytes, ")
+    assert relayed.endswith(" (user-data-mismatch)")
