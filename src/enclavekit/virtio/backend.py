@@ -7,55 +7,19 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
 
 from enclavekit.errors import EnclaveConnectionError, EnclaveRefusedError
 from enclavekit.virtio.host_sockets import CONNECT_TIMEOUT_S, MAX_PORT, HostAddress, Listener, ParentRoute, Published
 from enclavekit.virtio.loop import Loop
 from enclavekit.virtio.streams import HEARTBEAT_PORT, HeartbeatStream, SocketStream
-from enclavekit.virtio.vhost_user import VhostUser
+from enclavekit.virtio.transport import AnyTransport, attach
 from enclavekit.virtio.vsock import VsockDevice
 from enclavekit.virtio.vsock_host import Outcome, Stream
 from enclavekit.virtio.vsock_packet import PARENT_CID, VMADDR_CID_HOST
 
 
-class Transport(Protocol):
-    """What lies between a device and its guest."""
-
-    def start(self) -> None:
-        """Before the loop starts."""
-
-    def close(self) -> None:
-        """In the loop's thread: stop the device's queues. Twice does no harm."""
-
-
-class _VhostUserTransport:
-    """A connection to QEMU, whose end is the guest's."""
-
-    def __init__(self, connection: socket.socket, device: VsockDevice, loop: Loop, on_end: Callable[[], None]) -> None:
-        self._connection = connection
-        self._vhost_user = VhostUser(connection, device, loop)
-        self._loop = loop
-        self._on_end = on_end
-
-    def start(self) -> None:
-        """Messages are answered as they come."""
-        self._loop.watch(self._connection.fileno(), self._on_readable)
-
-    def _on_readable(self, events: int) -> None:
-        del events
-        self._vhost_user.on_readable()
-        if self._vhost_user.ended:
-            self._on_end()
-
-    def close(self) -> None:
-        """Hang up."""
-        self._vhost_user.close()
-
-
 class VsockBackend:
-    """The vsock device of one enclave. ``transport`` is a connection to QEMU, ours from now on, or makes another
-    transport for a device and the loop that it lives in.
+    """The vsock device of one enclave. ``transport`` is ours from now on.
 
     ``listen`` says where ports of the parent lead that the guest dials, and ``publish`` which ports of the host lead to
     which of the guest. Both callbacks come in the device's thread. ``on_heartbeat``: a heartbeat was heard.
@@ -66,7 +30,7 @@ class VsockBackend:
     def __init__(
         self,
         *,
-        transport: socket.socket | Callable[[VsockDevice, Loop], Transport],
+        transport: AnyTransport,
         guest_cid: int,
         enclave_id: str,
         directory: Path,
@@ -94,11 +58,7 @@ class VsockBackend:
         )
         routes = {VMADDR_CID_HOST: parent, PARENT_CID: parent}
         self._device = VsockDevice(guest_cid, routes, self._loop.call_later)
-        self._transport: Transport = (
-            _VhostUserTransport(transport, self._device, self._loop, self._hang_up)
-            if isinstance(transport, socket.socket)
-            else transport(self._device, self._loop)
-        )
+        self._transport = attach(transport, self._device, self._loop, self._hang_up)
         self._listeners: list[Listener | Published] = []
         self._publish = publish
 

@@ -17,7 +17,7 @@ from enclavekit.virtio.backend import VsockBackend
 from enclavekit.virtio.loop import Loop
 from enclavekit.virtio.mmio import MAX_QUEUE_SIZE, MmioTransport, Register, Status
 from enclavekit.virtio.streams import HEARTBEAT, HEARTBEAT_PORT
-from enclavekit.virtio.vsock import VsockDevice
+from enclavekit.virtio.vhost_user import Device
 from enclavekit.virtio.vsock_packet import Header, Op
 
 CID = 21
@@ -42,7 +42,7 @@ class Rig:
         )
         self.backend.start()
 
-    def _attach(self, device: VsockDevice, loop: Loop) -> MmioTransport:
+    def _attach(self, device: Device, loop: Loop) -> MmioTransport:
         self.mmio = MmioTransport(19, ("rx", "tx", "event"), self.driver.memory, device, loop)
         return self.mmio
 

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from enclavekit.errors import CarrierError, LaunchError
@@ -40,11 +41,16 @@ from enclavekit.virtio.loop import Loop
 from enclavekit.virtio.memory import GuestMemory
 from enclavekit.virtio.memory import MemoryRegion as DeviceRegion
 from enclavekit.virtio.mmio import MmioTransport, Register
-from enclavekit.virtio.vsock import VsockDevice
+from enclavekit.virtio.nsm import VIRTIO_ID_NSM, NsmDevice
+from enclavekit.virtio.nsm_backend import NsmBackend
+from enclavekit.virtio.vhost_user import Device
 from enclavekit.virtio.vsock_packet import VIRTIO_ID_VSOCK
 
 FIRST_CID = 16
 """An enclave's own CID starts here, as on EC2."""
+
+VSOCK_QUEUES = ("rx", "tx", "event")
+"""The last one is for migrations and stays idle."""
 
 BLOCK_SIZE = 512
 """Unit of st_blocks (stat(2))."""
@@ -77,6 +83,7 @@ class KvmEnclave:
         self._cpus = 0
         self._machine: Machine | None = None
         self._backend: VsockBackend | None = None
+        self._nsm: NsmBackend | None = None
 
     def allocate(self, size: int) -> Sequence[MemoryRegion]:
         """One region: all of the enclave's memory. Pages are given by the kernel as they are touched."""
@@ -119,7 +126,7 @@ class KvmEnclave:
         return cid
 
     def _start(self, cid: int) -> None:
-        windows = enclave_windows(1)
+        windows = enclave_windows(1 if self._spec.nsm is None else 2)
         machine = self._machine = Machine(Vm(self._carrier.device))
         self._cleanup.callback(machine.close)
         memory = self._map(machine, windows)
@@ -127,14 +134,14 @@ class KvmEnclave:
         self._cleanup.callback(os.close, self._heartbeat)
         transports: list[MmioTransport] = []
 
-        def attach(device: VsockDevice, loop: Loop) -> MmioTransport:
-            transport = MmioTransport(VIRTIO_ID_VSOCK, ("rx", "tx", "event"), memory, device, loop)
+        def registers(kind: int, names: Sequence[str], device: Device, loop: Loop) -> MmioTransport:
+            transport = MmioTransport(kind, names, memory, device, loop)
             transports.append(transport)
             self._cleanup.callback(transport.close_fds)
             return transport
 
         backend = self._backend = VsockBackend(
-            transport=attach,
+            transport=partial(registers, VIRTIO_ID_VSOCK, VSOCK_QUEUES),
             guest_cid=cid,
             enclave_id=self._spec.enclave_id,
             directory=self._spec.directory,
@@ -145,6 +152,15 @@ class KvmEnclave:
             on_failure=lambda: machine.stop(End("failure", f"vsock device: {backend.error}")),
         )
         self._cleanup.callback(backend.close)
+        if self._spec.nsm is not None:
+            nsm = self._nsm = NsmBackend(
+                transport=partial(registers, VIRTIO_ID_NSM, NsmDevice.queue_names),
+                nsm=self._spec.nsm,
+                enclave_id=self._spec.enclave_id,
+                on_failure=lambda: machine.stop(End("failure", f"NSM device: {nsm.error}")),
+            )
+            self._cleanup.callback(nsm.close)
+            nsm.start()
         bus = self._bus(machine, windows, transports)
         backend.start()
         self._cleanup.callback(machine.halt)  # CPUs end first, then what serves them
@@ -226,8 +242,9 @@ class KvmEnclave:
 
     def failure(self) -> str | None:
         """KVM's reason and the registers, or our device's own words."""
-        if self._backend is not None and self._backend.error is not None:
-            return f"vsock device: {self._backend.error}"
+        for name, device in (("vsock", self._backend), ("NSM", self._nsm)):
+            if device is not None and device.error is not None:
+                return f"{name} device: {device.error}"
         end = self._machine.end if self._machine is not None else None
         return end.failure if end is not None else None
 
