@@ -21,15 +21,15 @@ class Transport(Protocol):
         """In the loop's thread: stop the device's queues. Twice does no harm."""
 
 
-AnyTransport = socket.socket | Callable[[Device, Loop], Transport]
-"""A connection to QEMU, or what makes a transport for a device and the loop that it lives in."""
+AnyTransport = socket.socket | Callable[[Device, Loop, Callable[[], None]], Transport]
+"""A connection to QEMU; or what makes a transport, given device, loop, and what to call at the guest's end."""
 
 
 def attach(transport: AnyTransport, device: Device, loop: Loop, on_end: Callable[[], None]) -> Transport:
-    """Between this device and its guest; ``on_end`` is called in the loop when QEMU hangs up."""
+    """Between this device and its guest; ``on_end`` is called in the loop when the guest has ended."""
     if isinstance(transport, socket.socket):
         return _Connection(transport, device, loop, on_end)
-    return transport(device, loop)
+    return transport(device, loop, on_end)
 
 
 class _Connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,7 +42,8 @@ class Rig:
         )
         self.backend.start()
 
-    def _attach(self, device: Device, loop: Loop) -> MmioTransport:
+    def _attach(self, device: Device, loop: Loop, on_end: Callable[[], None]) -> MmioTransport:
+        self.on_end = on_end
         self.mmio = MmioTransport(19, ("rx", "tx", "event"), self.driver.memory, device, loop)
         return self.mmio
 

@@ -12,7 +12,7 @@ import fcntl
 import mmap
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -134,10 +134,13 @@ class KvmEnclave:
         self._cleanup.callback(os.close, self._heartbeat)
         transports: list[MmioTransport] = []
 
-        def registers(kind: int, names: Sequence[str], device: Device, loop: Loop) -> MmioTransport:
+        def registers(
+            kind: int, names: Sequence[str], device: Device, loop: Loop, on_end: Callable[[], None]
+        ) -> MmioTransport:
             transport = MmioTransport(kind, names, memory, device, loop)
             transports.append(transport)
             self._cleanup.callback(transport.close_fds)
+            loop.watch(machine.ended_fd, lambda _: on_end())
             return transport
 
         backend = self._backend = VsockBackend(
