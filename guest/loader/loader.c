@@ -24,12 +24,14 @@ struct e820_entry {
 } __attribute__((packed));
 
 struct boot_description {
-    u8 magic[4];                    /* "EKBD" */
-    u32 version;                    /* 1 */
+    u32 magic;                      /* BOOT_MAGIC */
+    u32 version;                    /* 2 */
+    u32 protocol;                   /* PROTOCOL_… */
     u32 image_base, image_size;     /* bytes; where the EIF lies */
     u32 low_memory_end;             /* RAM below 4 GiB ends here */
     u32 rsdp;                       /* ACPI root pointer, 0 for none */
     u32 suffix_offset, suffix_size; /* in the ROM: appended to the command line, not measured */
+    u32 entry, argument;            /* what the host laid down: the kernel's first instruction, zero page or start info */
     u32 e820_count;                 /* at most 128 */
     struct e820_entry e820[];
 } __attribute__((packed));
@@ -114,13 +116,10 @@ static void clear(u8 *to, u32 size)
 
 /* ---- words on the serial port ---- */
 
-#define COM1 0x3f8
-#define LSR_THR_EMPTY 0x20
-
 static void print(const char *text)
 {
     for (; *text; text++) {
-        for (u32 tries = 0; tries < 100000 && !(inb(COM1 + 5) & LSR_THR_EMPTY); tries++)
+        for (u32 tries = 0; tries < 100000 && !(inb(COM1_LINE_STATUS) & LSR_THR_EMPTY); tries++)
             ;
         outb(COM1, (u8)*text);
     }
@@ -315,7 +314,7 @@ static void write_zero_page(const struct boot_description *boot, const u8 *setup
     copy(zero_page + ZP_E820, (const u8 *)boot->e820, boot->e820_count * sizeof(struct e820_entry));
 }
 
-/* Zero page in EAX, entry in EDX: see entry.S. */
+/* Zero page or start info in EAX, entry in EDX: see entry.S. */
 u64 loader_main(void);
 
 u64 loader_main(void)
@@ -323,12 +322,14 @@ u64 loader_main(void)
     const struct boot_description *boot = (const struct boot_description *)ROM_BASE;
     struct image image;
 
-    if (le32(memory(RESTART_MARKER)) == le32(boot->magic)) {
+    if (le32(memory(RESTART_MARKER)) == BOOT_MAGIC) {
         /* A kernel with no way to reset jumped back to the reset vector: its memory is no image any more. */
         print("loader: the kernel restarted the machine\r\n");
         stop();
     }
-    put32(memory(RESTART_MARKER), le32(boot->magic));
+    put32(memory(RESTART_MARKER), BOOT_MAGIC);
+    if (boot->protocol != PROTOCOL_EIF)
+        return (u64)boot->entry << 32 | boot->argument;
 
     find_sections(boot, &image);
     const u8 *setup = memory(image.kernel.start);

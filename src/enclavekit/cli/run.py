@@ -41,7 +41,7 @@ from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, select_carrier
 from enclavekit.hypervisor.contract import Carrier, Mode
 from enclavekit.linux.process import allow_many_files
-from enclavekit.platform.machine import Platform
+from enclavekit.platform.machine import BootProtocol, Platform
 
 STDOUT, STDERR = 1, 2
 POLL_MS = 100
@@ -93,6 +93,12 @@ GIVEN_TO_BUILD = (
     help="nitro: devices are told of as on EC2, and in no other way.",
 )
 @click.option(
+    "--boot",
+    type=click.Choice([protocol.value for protocol in BootProtocol]),
+    default=BootProtocol.EIF.value,
+    help="How the kernel is entered; what is measured stays the same.",
+)
+@click.option(
     "--set", "given", multiple=True, metavar="NAME=VALUE", help="A value that the image declares; repeatable."
 )
 @click.option("--secret-file", "secrets", multiple=True, metavar="NAME=PATH", help="The same, read from a file.")
@@ -123,6 +129,7 @@ def run(
     carrier_name: str,
     accel: str,
     platform: str,
+    boot: str,
     given: tuple[str, ...],
     secrets: tuple[str, ...],
     role: str | None,
@@ -158,6 +165,7 @@ def run(
         cpu_list=parse_cpu_list(cpu_list) if cpu_list is not None else None,
         cgroup=cgroup,
         platform=Platform(platform),
+        boot=BootProtocol(boot),
         listen=dict(parse_listen(one) for one in listen),
         publish=[parse_publish(one) for one in publish],
         attestation_directory=attestation_directory(),
@@ -170,6 +178,8 @@ def run(
     selected = select_carrier(wanted, carriers)
     carrier = selected.carrier
     output.detail(selected.reason)
+    if options.boot is not BootProtocol.EIF:
+        output.detail(f"boot protocol {options.boot}; what is measured is the image, whatever the protocol")
     if selected.lacks is not None:
         output.say(selected.lacks)
     allow_many_files()  # each vsock connection is a Unix socket

@@ -26,7 +26,7 @@ from enclavekit.hypervisor.contract import Carrier, Enclave, LaunchSpec, Mode
 from enclavekit.hypervisor.launch import launch
 from enclavekit.image.kernel import image_discovery
 from enclavekit.linux.memory import available_memory
-from enclavekit.platform.machine import MAX_CPUS, Platform
+from enclavekit.platform.machine import MAX_CPUS, BootProtocol, Platform
 from enclavekit.platform.placement import choose_memory, needed_memory
 from enclavekit.virtio.host_sockets import HostAddress
 
@@ -58,6 +58,7 @@ class RunOptions:
     attestation_directory: Path | None = None
     role: str | None = None
     instance_id: str | None = None
+    boot: BootProtocol = BootProtocol.EIF
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ def run(
             cpu_list=options.cpu_list,
             cgroup=cgroup,
             nsm=nsm,
+            boot=options.boot,
         )
         file.seek(0)
         enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid)

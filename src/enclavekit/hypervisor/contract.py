@@ -9,11 +9,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum, StrEnum
+from enum import Enum, IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from enclavekit.eif import Discovery
+from enclavekit.platform.machine import BootProtocol
+from enclavekit.platform.rom import Boot
 from enclavekit.virtio.host_sockets import HostAddress
 from enclavekit.virtio.nsm import Nsm
 
@@ -29,12 +31,6 @@ class Mode(Enum):
 
     PRODUCTION = 0
     DEBUG = 1
-
-
-class BootProtocol(StrEnum):
-    """How the kernel is found and entered."""
-
-    EIF = "eif"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +133,14 @@ class Carrier(Protocol):
 
     def create(self, spec: LaunchSpec) -> Enclave:
         """A new one, without memory or CPUs. Errors: ``LaunchError``, ``CarrierError``, ``MissingError``."""
+
+
+@runtime_checkable
+class RomEnclave(Enclave, Protocol):
+    """One whose machine starts in our ROM: its memory may be laid out by the host, for any boot protocol."""
+
+    def boot(self) -> Boot:
+        """What the ROM will say."""
+
+    def enter(self, boot: Boot) -> None:
+        """Say this instead. Before the start."""

@@ -8,9 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
+from enclavekit import eif
+from enclavekit.codec.bzimage import READ_SIZE, BzImage
 from enclavekit.errors import EifError, LaunchError
-from enclavekit.hypervisor.contract import Enclave, ImageKind, LaunchSpec, MemoryRegion, Mode
+from enclavekit.hypervisor.contract import Enclave, ImageKind, LaunchSpec, MemoryRegion, Mode, RomEnclave
+from enclavekit.hypervisor.host_laid import lay_image
 from enclavekit.hypervisor.parts import Parts, assemble
+from enclavekit.platform.guest_memory import GuestMemory
+from enclavekit.platform.machine import BootProtocol, low_memory_end
 
 EIF_CRC_OFFSET = 544
 EIF_CRC_END = 548
@@ -37,10 +42,10 @@ def launch(
     try:
         offset = enclave.image_load_offset(ImageKind.EIF)
         regions = enclave.allocate(spec.memory)
-        if isinstance(image, Parts):
-            assemble(image, regions, offset)
+        if spec.boot is BootProtocol.EIF:
+            _write(image, spec, regions, offset)
         else:
-            write_image(image, spec.image_size, regions, offset)
+            _lay_by_host(enclave, spec, image, regions)
         for region in regions:
             enclave.set_user_memory_region(region)
         for _ in range(spec.cpus):
@@ -50,6 +55,30 @@ def launch(
         enclave.close()
         raise
     return enclave
+
+
+def _write(image: BinaryIO | Parts, spec: LaunchSpec, regions: Sequence[MemoryRegion], offset: int) -> None:
+    if isinstance(image, Parts):
+        assemble(image, regions, offset)
+    else:
+        write_image(image, spec.image_size, regions, offset)
+
+
+def _lay_by_host(enclave: Enclave, spec: LaunchSpec, image: BinaryIO | Parts, regions: Sequence[MemoryRegion]) -> None:
+    if not isinstance(enclave, RomEnclave):
+        raise LaunchError(f"boot protocol {spec.boot}: this carrier boots an EIF by itself", hint="--boot eif")
+    if isinstance(image, Parts):
+        setup, kernel_size = b"".join(image.kernel.chunks())[:READ_SIZE], image.kernel.size
+    else:
+        kernel = eif.read(image).kernel
+        image.seek(kernel.offset)
+        setup, kernel_size = image.read(min(READ_SIZE, kernel.size)), kernel.size
+        image.seek(0)
+    memory = GuestMemory(regions, low_memory_end(spec.memory))
+    parsed = BzImage.parse(setup, kernel_size)
+    enclave.enter(
+        lay_image(enclave.boot(), spec.boot, memory, parsed, lambda address: _write(image, spec, regions, address))
+    )
 
 
 def write_image(image: BinaryIO, size: int, regions: Sequence[MemoryRegion], offset: int) -> None:

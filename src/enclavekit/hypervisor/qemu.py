@@ -14,7 +14,7 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enclavekit.errors import CarrierError, LaunchError
 from enclavekit.hypervisor.accel import Accel
@@ -82,6 +82,7 @@ class QemuEnclave:
         self._closing = False
         self._cgroup: Cgroup | None = None
         self._nsm: NsmBackend | None = None
+        self._boot: rom.Boot | None = None
 
     def allocate(self, size: int) -> Sequence[MemoryRegion]:
         """One region: all of the enclave's memory. Pages are given by the kernel as they are touched."""
@@ -123,13 +124,13 @@ class QemuEnclave:
         heartbeat = self._own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._stderr = self._own(os.memfd_create("qemu-stderr", os.MFD_CLOEXEC))
         transports = [self._start_device(cid, heartbeat)]
-        if self._spec.nsm is not None and self._carrier.has_nsm:
+        if self._spec.nsm is not None and self._has_nsm:
             transports.append(self._start_nsm(self._spec.nsm))
         if self._spec.cgroup is not None:
             memory = self._donated + OWN_MEMORY[self._carrier.accel]
             self._cgroup = Cgroup(self._spec.cgroup, memory=memory, cpus=self._cpus)
             self._cleanup.callback(self._cgroup.remove)
-        rom_fd = self._compose_rom(len(transports))
+        rom_fd = self._compose_rom()
         alive, alive_qemu = os.pipe2(os.O_CLOEXEC)
         self._own(alive)
         inherited = [self._memory_fd, rom_fd, console_qemu.fileno(), control_qemu.fileno()]
@@ -181,6 +182,11 @@ class QemuEnclave:
         return transport_qemu
 
     @property
+    def _has_nsm(self) -> bool:
+        """Whether there is a second device."""
+        return self._spec.nsm is not None and self._carrier.has_nsm
+
+    @property
     def _ends_with_us(self) -> bool:
         """Whether this QEMU can see to it itself."""
         return self._carrier.version >= EXIT_WITH_PARENT
@@ -195,20 +201,32 @@ class QemuEnclave:
         self._nsm.start()
         return transport_qemu
 
-    def _compose_rom(self, devices: int) -> int:
+    def boot(self) -> rom.Boot:
+        """This machine; once, for the TSC's speed is measured up to here."""
+        if self._boot is not None:
+            return self._boot
         parameters = []
         # Hardware-reduced ACPI leaves nothing to calibrate the TSC by, and on a busy machine kernels then hang.
         if self._tsc and (khz := self._tsc.khz()):
             parameters = [f"tsc_early_khz={khz}", "tsc=reliable"]
-        boot = rom.Boot(
-            memory=self._donated,
-            cpus=self._cpus,
+        return rom.Boot(
+            memory=self._spec.memory,
+            cpus=self._spec.cpus,
             image_base=IMAGE_LOAD_OFFSET,
             image_size=self._spec.image_size,
-            windows=microvm_windows(devices),
+            windows=microvm_windows(2 if self._has_nsm else 1),
             discovery=self._spec.discovery,
             parameters=parameters,
+            enclave_id=self._spec.enclave_id,
         )
+
+    def enter(self, boot: rom.Boot) -> None:
+        """What the host has laid down."""
+        self._boot = boot
+
+    def _compose_rom(self) -> int:
+        # What was donated and added counts, should it be other than what was announced.
+        boot = replace(self.boot(), memory=self._donated, cpus=self._cpus)
         fd = self._own(os.memfd_create("enclave-rom", os.MFD_CLOEXEC))
         os.write(fd, rom.compose(boot, rom.loader()))
         return fd

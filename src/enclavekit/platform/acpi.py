@@ -46,10 +46,17 @@ FADT_SIZE = 276
 FADT_BOOT_ARCH = 109
 """u16: bit 1 an 8042 is present, bit 2 no VGA."""
 FADT_FLAGS = 112
-"""u32: bit 4 no power button, bit 5 no sleep button, bit 20 hardware-reduced."""
+"""u32: bit 4 no power button, bit 5 no sleep button, bit 10 a reset register, bit 20 hardware-reduced."""
+FADT_RESET_REGISTER = 116
+FADT_RESET_VALUE = 128
 FADT_MINOR = 131
 FADT_X_DSDT = 140
+FADT_SLEEP_CONTROL, FADT_SLEEP_STATUS = 244, 256
 FADT_HYPERVISOR = 268
+
+I8042_COMMAND, I8042_RESET = 0x64, 0xFE
+SLEEP_CONTROL, SLEEP_STATUS = 0x600, 0x601
+"""Ports. The kernel wants both before it believes in S5; the machine is off before it writes there: see ``_PTS``."""
 
 EDGE_ACTIVE_HIGH_CONSUMER = 0x03
 COM1_PORT, COM1_IRQ = 0x3F8, 4
@@ -79,7 +86,11 @@ def fadt(dsdt_address: int) -> bytes:
     """Fixed ACPI description: nothing fixed is there, but an 8042 for the reset."""
     body = bytearray(FADT_SIZE)
     body[FADT_BOOT_ARCH : FADT_BOOT_ARCH + 2] = pack("<H", 1 << 1 | 1 << 2)
-    body[FADT_FLAGS : FADT_FLAGS + 4] = pack("<I", 1 << 4 | 1 << 5 | 1 << 20)
+    body[FADT_FLAGS : FADT_FLAGS + 4] = pack("<I", 1 << 4 | 1 << 5 | 1 << 10 | 1 << 20)
+    body[FADT_RESET_REGISTER : FADT_RESET_REGISTER + 12] = _register(I8042_COMMAND)
+    body[FADT_RESET_VALUE] = I8042_RESET
+    body[FADT_SLEEP_CONTROL : FADT_SLEEP_CONTROL + 12] = _register(SLEEP_CONTROL)
+    body[FADT_SLEEP_STATUS : FADT_SLEEP_STATUS + 12] = _register(SLEEP_STATUS)
     body[FADT_MINOR] = 5
     body[FADT_X_DSDT : FADT_X_DSDT + 8] = pack("<Q", dsdt_address)
     body[FADT_HYPERVISOR : FADT_HYPERVISOR + 8] = b"ENCLAVEK"
@@ -106,7 +117,7 @@ def dsdt(windows: Sequence[VirtioWindow]) -> bytes:
             + _name(b"_CRS", _resources(_memory(window) + _interrupt(window.irq)))
         )
         devices.append(_device(b"V%03d" % number, body))
-    return table(b"DSDT", 2, b"\x10" + _package(b"_SB_" + b"".join(devices)))
+    return table(b"DSDT", 2, _power_off() + b"\x10" + _package(b"_SB_" + b"".join(devices)))
 
 
 def xsdt(addresses: Sequence[int]) -> bytes:
@@ -145,6 +156,21 @@ def _package(body: bytes) -> bytes:
 
 def _device(name: bytes, body: bytes) -> bytes:
     return b"\x5b\x82" + _package(name + body)
+
+
+def _register(port: int) -> bytes:
+    """Generic address structure of a byte-wide I/O port (ACPI 6.5 §5.2.3.2)."""
+    return pack("<BBBBQ", 1, 8, 0, 1, port)
+
+
+def _power_off() -> bytes:
+    """``_S5`` exists; ``_PTS``, which is called on the way there, ends the machine as a reset does."""
+    state = b"\x12" + _package(b"\x01\x0a\x05")
+    region = b"\x5b\x80I042\x01\x0a" + bytes([I8042_COMMAND]) + b"\x01"  # OperationRegion (I042, SystemIO, 0x64, One)
+    field = b"\x5b\x81" + _package(b"I042\x01CMD_\x08")  # Field (I042, ByteAcc, NoLock, Preserve) { CMD_, 8 }
+    store = b"\x70\x0a" + bytes([I8042_RESET]) + b"CMD_"
+    condition = b"\xa0" + _package(b"\x93\x68\x0a\x05" + store)  # If (Arg0 == 5)
+    return _name(b"_S5_", state) + region + field + b"\x14" + _package(b"_PTS\x01" + condition)
 
 
 def _name(name: bytes, value: bytes) -> bytes:

@@ -35,6 +35,23 @@ class Platform(StrEnum):
     NITRO = "nitro"
 
 
+ZERO_PAGE = 0x10000
+"""struct boot_params; with ``realmode`` the kernel's 16-bit setup lies there, its heap and stack above."""
+START_INFO = 0x6000
+"""PVH's hvm_start_info."""
+CMDLINE = 0x20000
+CMDLINE_LIMIT = 0x10000
+
+
+class BootProtocol(StrEnum):
+    """How the kernel is found and entered (docs/how-an-enclave-boots.md)."""
+
+    EIF = "eif"
+    LINUX = "linux"
+    PVH = "pvh"
+    REALMODE = "realmode"
+
+
 class E820Type(IntEnum):
     """Kinds of address ranges (ACPI 6.5 §15, linux: arch/x86/include/asm/e820/types.h)."""
 

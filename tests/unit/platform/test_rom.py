@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from struct import unpack_from
 
 import pytest
 
 from enclavekit.eif import Discovery
 from enclavekit.errors import LaunchError
-from enclavekit.platform.machine import GIB, MAX_CPUS, MIB, microvm_windows
+from enclavekit.platform.machine import GIB, MAX_CPUS, MIB, BootProtocol, microvm_windows
 from enclavekit.platform.rom import BOOT_DESCRIPTION, E820, ROM_SIZE, Boot, compose, loader
 
 CODE = b"\xfa" * 100
@@ -21,8 +22,11 @@ def boot(discovery: Discovery = Discovery.CMDLINE, *, memory: int = 256 * MIB, c
 
 def test_boot_description() -> None:
     rom = compose(boot(memory=5 * GIB), CODE)
-    magic, version, base, size, low_end, rsdp, offset, length, count = BOOT_DESCRIPTION.unpack_from(rom)
-    assert (magic, version, base, size, low_end, rsdp) == (b"EKBD", 1, 0x800000, 0x1234, 3 * GIB, 0)
+    magic, version, protocol, base, size, low_end, rsdp, offset, length, *entered, count = BOOT_DESCRIPTION.unpack_from(
+        rom
+    )
+    assert (magic, version, protocol, entered) == (b"EKBD", 2, 0, [0, 0])
+    assert (base, size, low_end, rsdp) == (0x800000, 0x1234, 3 * GIB, 0)
     assert rom[offset : offset + length] == (
         b" virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=512@0xfeb00c00:11 tsc=reliable"
     )
@@ -46,10 +50,19 @@ def test_a_kernel_with_command_line_devices_gets_an_mp_table_and_no_acpi() -> No
 
 def test_a_kernel_with_acpi_gets_acpi_and_no_mp_table() -> None:
     rom = compose(boot(Discovery.ACPI), CODE)
-    rsdp = BOOT_DESCRIPTION.unpack_from(rom)[5]
+    rsdp = BOOT_DESCRIPTION.unpack_from(rom)[6]
     assert rom[rsdp - 0xF0000 :].startswith(b"RSD PTR ")
     assert b"_MP_" not in rom
     assert boot(Discovery.ACPI).suffix() == b" tsc=reliable"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "number"), [(BootProtocol.LINUX, 1), (BootProtocol.PVH, 2), (BootProtocol.REALMODE, 3)]
+)
+def test_what_the_host_laid_down_is_in_the_description(protocol: BootProtocol, number: int) -> None:
+    rom = compose(replace(boot(), protocol=protocol, entry=0x1000000, argument=0x10000), CODE)
+    description = BOOT_DESCRIPTION.unpack_from(rom)
+    assert (description[2], description[9:11]) == (number, (0x1000000, 0x10000))
 
 
 @pytest.mark.parametrize("discovery", list(Discovery))

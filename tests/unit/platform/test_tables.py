@@ -10,7 +10,7 @@ from struct import unpack_from
 
 import pytest
 
-from enclavekit.platform import acpi, mptable
+from enclavekit.platform import acpi, mptable, smbios
 from enclavekit.platform.machine import Ioapic, microvm_windows
 
 BASE = 0xF3000
@@ -108,3 +108,43 @@ def test_mp_table_counts_its_entries_and_bytes() -> None:
 def test_only_the_first_cpu_boots() -> None:
     table = mptable.configuration_table(2, Ioapic(0))
     assert [table[44 + 20 * cpu + 3] for cpu in range(2)] == [3, 1]
+
+
+@pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl is not installed")
+def test_iasl_understands_power_off_and_reset(tables: dict[bytes, bytes], tmp_path: Path) -> None:
+    for name, signature in (("dsdt", b"DSDT"), ("facp", b"FACP")):
+        (tmp_path / f"{name}.aml").write_bytes(tables[signature])
+        subprocess.run(["iasl", "-d", f"{name}.aml"], cwd=tmp_path, check=True, capture_output=True)
+    dsdt, facp = ((tmp_path / f"{name}.dsl").read_text() for name in ("dsdt", "facp"))
+    assert "Name (_S5, Package (0x01)" in dsdt
+    assert "Method (_PTS, 1, NotSerialized)" in dsdt
+    assert "CMD = 0xFE" in dsdt
+    assert "Reset Register Supported (V2) : 1" in facp
+    assert "Value to cause reset : FE" in facp
+
+
+def test_smbios_entry_point() -> None:
+    raw = smbios.entry_point(0xF7020, 300)
+    assert len(raw) == 24
+    assert sum(raw) & 0xFF == 0
+    assert unpack_from("<IQ", raw, 12) == (300, 0xF7020)
+
+
+@pytest.mark.skipif(shutil.which("dmidecode") is None, reason="dmidecode is not installed")
+def test_dmidecode_reads_the_enclaves_id(tmp_path: Path) -> None:
+    made = smbios.structures("0123abcd")
+    # As dmidecode --dump-bin writes it: the structures at 32.
+    (tmp_path / "dump").write_bytes(smbios.entry_point(32, len(made)).ljust(32, b"\0") + made)
+
+    def said(*words: str) -> str:
+        command = ["dmidecode", "--from-dump", str(tmp_path / "dump"), *words]
+        done = subprocess.run(command, check=True, capture_output=True)
+        assert done.stderr == b""
+        return done.stdout.decode().strip()
+
+    assert said("-s", "baseboard-asset-tag") == "enclave-0123abcd"
+    assert said("-s", "system-serial-number") == "enclave-0123abcd"
+    assert said("-s", "system-product-name") == "Enclave"
+    whole = said()
+    assert "System is a virtual machine" in whole
+    assert not any(word in whole for word in ("OUT OF SPEC", "TRUNCATED", "BAD INDEX", "Invalid"))
