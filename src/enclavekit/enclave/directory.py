@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,14 +105,16 @@ def prepare(runtime: Path) -> None:
             raise FileError.of(error, runtime / name, "make the directory") from error
 
 
-def claim(runtime: Path, cid: int | None = None, name: str | None = None) -> EnclaveDirectory:
+def claim(
+    runtime: Path, cid: int | None = None, name: str | None = None, *, numbered: bool = False
+) -> EnclaveDirectory:
     """A new id, its directory, and a CID that no living enclave has: the lowest from 16 on unless one is given.
 
-    The name, its id unless one is given, is nobody else's either.
+    The name, its id unless one is given, is nobody else's either; ``numbered``, one that is gets _1, _2 and so on.
     """
     prepare(runtime)
     with locked(runtime / "lock"):
-        cid = _free(runtime, cid, name)
+        cid, name = _free(runtime, cid, name, numbered=numbered)
         enclave_id = secrets.token_hex(4)
         path = runtime / enclave_id
         lock = None
@@ -139,10 +141,19 @@ def claimable(runtime: Path, cid: int | None = None, name: str | None = None) ->
     """The CID that ``claim`` would take now. LaunchError, FileError as there."""
     prepare(runtime)
     with locked(runtime / "lock"):
-        return _free(runtime, cid, name)
+        return _free(runtime, cid, name)[0]
 
 
-def _free(runtime: Path, cid: int | None, name: str | None) -> int:
+def unique_name(wanted: str, taken: Container[str]) -> str:
+    """``wanted``, or with the first of _1, _2... that nobody has."""
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
+def _free(runtime: Path, cid: int | None, name: str | None, *, numbered: bool = False) -> tuple[int, str | None]:
     """Hold the lock of ``runtime``."""
     if name is not None and not NAME.fullmatch(name):
         raise LaunchError(f"name {name[:64]!r}: expected up to 64 letters, digits, '_', '.' and '-'")
@@ -152,10 +163,12 @@ def _free(runtime: Path, cid: int | None, name: str | None) -> int:
         cid = next(number for number in range(FIRST_CID, LAST_CID) if number not in taken)
     elif cid in taken:
         raise LaunchError(f"CID {cid}: enclave {taken[cid]} has it", hint="leave --cid out to get a free one")
+    if numbered and name is not None:
+        name = unique_name(name, {str(state.get(key)) for state in states for key in ("name", "id")})
     for state in states:
         if name is not None and name in (state.get("name"), state.get("id")):
             raise LaunchError(f"name {name}: enclave {state.get('id')} has it", hint="enclave ps shows all")
-    return cid
+    return cid, name
 
 
 def running(runtime: Path) -> list[State]:

@@ -35,7 +35,8 @@ from enclavekit.virtio.host_sockets import HostAddress
 class RunOptions:
     """How to run an image; ``memory`` in bytes, None for a size that suits it. ``values`` are its launch values.
 
-    ``name`` is what it is called besides its id, ``image`` what its image is called; ``cpu_list`` are the host's CPUs
+    ``name`` is what it is called besides its id; with a number, ``name_numbered``, where that is taken. ``image`` is
+    what its image is called; ``cpu_list`` are the host's CPUs
     that it may run on, None for all; ``cgroup`` is a directory of cgroup v2 where it gets a group with its limits.
     ``attestation_directory`` holds the authority that signs its documents; without one it has no NSM. ``role`` and
     ``instance_id`` are of the parent that its PCR3 and PCR4 tell of.
@@ -49,6 +50,7 @@ class RunOptions:
     timeout_s: float | None = None
     values: Mapping[bytes, bytes] = field(default_factory=dict)
     name: str | None = None
+    name_numbered: bool = False
     image: str = ""
     listen: Mapping[int, HostAddress] = field(default_factory=dict)
     publish: Sequence[tuple[HostAddress, int]] = ()
@@ -73,6 +75,7 @@ class Running:
     request_stop: Callable[[], None]
     module_id: str | None = None
     """Of its NSM, if it has one."""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def run(
     check_values(file, planned.image, options.values)
     check_memory(planned.memory)
     check_cpu_list(options.cpu_list)
-    directory = claim(options.runtime_directory, options.cid, options.name)
+    directory = claim(options.runtime_directory, options.cid, options.name, numbered=options.name_numbered)
     with ExitStack() as stack:
         # Until it is started there is nothing to remember.
         unstarted = stack.enter_context(ExitStack())
@@ -186,6 +189,7 @@ def run(
                     planned.needed,
                     supervisor.request_stop,
                     nsm.module_id if nsm is not None else None,
+                    str(directory.state["name"]),
                 )
             )
             outcome = supervisor.wait()

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from enclavekit import eif
 from enclavekit.enclave.background import detach
-from enclavekit.enclave.directory import NAME, claimable
+from enclavekit.enclave.directory import NAME
 from enclavekit.enclave.run import Running, RunOptions
 from enclavekit.enclave.run import run as run_image
 from enclavekit.enclave.supervisor import Streams
@@ -149,7 +149,8 @@ class EnclaveProcess:
             cpus=len(prepared.cpus),
             cid=prepared.cid,
             mode=Mode.DEBUG if prepared.debug else Mode.PRODUCTION,
-            name=_our_name(prepared.runtime_directory, prepared.name),
+            name=prepared.name if NAME.fullmatch(prepared.name) else None,
+            name_numbered=True,
             image=prepared.eif_path,
             cpu_list=frozenset(prepared.cpus) if prepared.pinned else None,
             attestation_directory=prepared.attestation_directory,
@@ -182,6 +183,8 @@ class EnclaveProcess:
 
     def _on_started(self, running: Running) -> None:
         self._request_stop = running.request_stop
+        if NAME.fullmatch(self.name):
+            self.name = running.name
         self.enclave_id = running.module_id or f"{self._instance}-enc{running.enclave_id}"
         name_process(f"enc-{self._slot}")
         self.cid, self._memory = running.cid, running.memory
@@ -289,17 +292,6 @@ def instance_id(path: Path = INSTANCE_ID) -> str:
     except (OSError, ValueError):
         return NO_INSTANCE
     return found if re.fullmatch(r"i-[0-9a-f]{8,17}", found) else NO_INSTANCE
-
-
-def _our_name(runtime: Path, name: str) -> str | None:
-    """What ``enclave ps`` calls it: the same, where that can be."""
-    if not NAME.fullmatch(name):
-        return None
-    try:
-        claimable(runtime, None, name)
-    except Error:
-        return None
-    return name
 
 
 def _send(sock: socket.socket, data: bytes) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from enclavekit.enclave.directory import CONSOLE, is_running, running
+from enclavekit.enclave.directory import CONSOLE, is_running, running, unique_name
 from enclavekit.enclave.log_file import read_log
 from enclavekit.enclave.run import check_memory
 from enclavekit.environment import (
@@ -46,7 +46,6 @@ from enclavekit.nitro_cli.run_options import (
     parse_memory,
     parse_number,
     read_config,
-    unique_name,
 )
 from enclavekit.nitro_cli.sockets import Answers, ask_all, ask_number, ask_one, id_of, names
 from enclavekit.nitro_cli.wire import DEBUG_FLAG, Command, Reply, read_reply

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,15 +135,6 @@ def default_name(eif_path: str) -> str:
     name = Path(eif_path).name
     while name.endswith(".eif"):
         name = name.removesuffix(".eif")
-    return name
-
-
-def unique_name(wanted: str, taken: Sequence[str]) -> str:
-    """``wanted``, or with the first of _1, _2... that nobody has."""
-    name, number = wanted, 0
-    while name in taken:
-        number += 1
-        name = f"{wanted}_{number}"
     return name
 
 

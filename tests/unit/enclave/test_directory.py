@@ -29,6 +29,13 @@ def runtime(tmp_path: Path) -> Path:
     return tmp_path / "enclavekit"
 
 
+def test_a_name_with_a_number(runtime: Path) -> None:
+    made = [claim(runtime, name="web", numbered=True) for _ in range(3)]
+    assert [one.state["name"] for one in made] == ["web", "web_1", "web_2"]
+    for one in made:
+        one.remove()
+
+
 def test_cids_are_the_lowest_that_are_free(runtime: Path) -> None:
     first, second = claim(runtime), claim(runtime)
     assert (first.cid, second.cid) == (16, 17)
