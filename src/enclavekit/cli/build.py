@@ -172,8 +172,8 @@ def build(
 def _hint_at_kernel(output: Output) -> None:
     """Nobody chose the kernel, so it is the distribution's: say where it does not boot, and change nothing."""
     built = [one.name for one in kernels().all() if one.made.get("arch") == "x86_64"]
-    how = f"--kernel {built[0]}" if built else "enclave kernel build makes one, for --kernel"
-    output.say(f"hint: this image's kernel, the distribution's, does not boot on EC2; {how} boots there and here")
+    how = f"--kernel {built[0]} takes one that does" if built else "enclave kernel build makes one that does"
+    output.say(f"hint: this image's kernel, the distribution's, does not boot on EC2; {how}")
 
 
 def _lock_path(ctx: click.Context, lock: str | None, is_locked: bool) -> Path | None:

@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from enclavekit.errors import FileError, KernelBuildError, UsageError
+from enclavekit.errors import FileError, KernelBuildError, RuntimeInstallError, UsageError
 from enclavekit.kernel import configuration, source
 from enclavekit.kernel.configuration import Target
 from enclavekit.kernel.toolchain import HOST, Toolchain, make_toolchain
@@ -93,7 +93,15 @@ def build_kernel(
     if request.name is not None and any(one.name == request.name and not one.made for one in kernels.all()):
         raise UsageError(f"kernel {request.name}: there is another one of that name", hint="choose another --name")
     names = (COMPILER[request.target], package)
-    installed = {one.component.name: one for one in runtime.install(report, names, newest=request.newest)}
+    try:
+        installed = {one.component.name: one for one in runtime.install(report, names, newest=request.newest)}
+    except RuntimeInstallError as error:
+        if "unable to locate package" not in error.message:
+            raise
+        raise KernelBuildError(
+            f"this system's mirror lacks {error.message.rpartition(' ')[2]}",
+            hint="another --version: apt-cache search linux-source, in the suite that docs/runtime.md names",
+        ) from error
     compiler, linux = (installed[name] for name in names)
     inputs = _inputs(request, options, compiler, linux)
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ from struct import pack_into
 
 import pytest
 
-from enclavekit.errors import FileError, KernelBuildError, UsageError
+from enclavekit.errors import FileError, KernelBuildError, RuntimeInstallError, UsageError
 from enclavekit.kernel import build as build_module
 from enclavekit.kernel.build import BuiltKernel, KernelRequest, build_kernel
 from enclavekit.kernel.configuration import Target
@@ -86,6 +86,8 @@ class FakeRuntime(Runtime):
 
     def install(self, report: object = None, want: Sequence[str] = (), *, newest: bool = False) -> list[Installed]:
         del report, newest
+        if want[1] != "linux-source-6.12":
+            raise RuntimeInstallError(f"apt-get download: unable to locate package {want[1]}")
         versions = {want[0]: ("compiler", self.compiler_version), want[1]: ("source", "6.12.1-1")}
         return [
             Installed(
@@ -179,6 +181,11 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_built(builder: Build
     with pytest.raises(UsageError, match="kernel mine: there is another one of that name"):
         builder(name="mine")
     assert builder.told == []
+
+
+def test_a_version_that_the_mirror_has_not(builder: Builder) -> None:
+    with pytest.raises(KernelBuildError, match=r"this system's mirror lacks linux-source-9\.9"):
+        builder(version="9.9")
 
 
 @pytest.mark.parametrize("version", ["6", "../6.12", "6.12 -o x", ""])
