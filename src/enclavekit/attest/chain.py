@@ -190,21 +190,18 @@ def _signed_parts(tbs: bytes) -> tuple[bytes, bytes, bytes, bytes]:
 
     RFC 5280 §4.1: SEQUENCE {[0] version, serialNumber, signature, issuer, validity, subject, …}; the DER is good.
     """
-    at = _content(tbs, 0)
+    at = 2 + (tbs[1] & 0x7F if tbs[1] & 0x80 else 0)
     elements = []
     for _ in range(6):
-        size = tbs[at + 1]
-        start, content = at, _content(tbs, at)
-        if size & 0x80:
-            size = int.from_bytes(tbs[at + 2 : content], "big")
-        at = content + size
+        start, size = at, tbs[at + 1]
+        at += 2
+        if size & 0x80:  # the length takes so many bytes more
+            width = size & 0x7F
+            size = int.from_bytes(tbs[at : at + width], "big")
+            at += width
+        at += size
         elements.append(tbs[start:at])
     return elements[1], elements[2], elements[3], elements[5]
-
-
-def _content(der: bytes, at: int) -> int:
-    """Where the content of the element at ``at`` begins."""
-    return at + 2 + (der[at + 1] & 0x7F if der[at + 1] & 0x80 else 0)
 
 
 def _check_time(certificate: ChainCertificate, at_ms: int) -> None:

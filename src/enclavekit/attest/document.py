@@ -33,6 +33,7 @@ from enclavekit.errors import (
     DocumentTooLargeError,
     DuplicateKeyError,
     FieldLengthError,
+    FieldTypeError,
     MissingFieldError,
     ModuleIdError,
     NotCoseSign1Error,
@@ -63,6 +64,7 @@ ES384 = -35
 DIGEST = "SHA384"
 
 _ALG = 1
+_PCR_NAMES = tuple(f"PCR{index}" for index in range(PCR_COUNT))
 _OUTER, _HEADER, _PAYLOAD = "document", "protected header", "payload"
 _SIGNATURE1 = b"\x84\x6aSignature1"
 _HEX = re.compile(rb"[0-9a-fA-F\s]+")
@@ -292,14 +294,15 @@ def _pcrs(reader: CborReader, name: str) -> Mapping[int, bytes]:
     for entry in reader.map(name):
         if entry == PCR_COUNT:
             raise PcrsError(f"{name}: more than {PCR_COUNT}")
-        if reader.peek() is not Major.UNSIGNED:
-            raise PcrIndexError(f"{name}: key is {reader.next_name()}, expected 0 to {PCR_COUNT - 1}")
-        index = reader.unsigned(name)
+        try:
+            index = reader.unsigned(name)
+        except FieldTypeError as error:
+            raise PcrIndexError(f"{name}: key is {reader.next_name()}, expected 0 to {PCR_COUNT - 1}") from error
         if index >= PCR_COUNT:
             raise PcrIndexError(f"{name}: key {index}, expected 0 to {PCR_COUNT - 1}")
         if index in pcrs:
             raise DuplicateKeyError(f"{name}: PCR{index} twice")
-        value = reader.byte_string(f"PCR{index}")
+        value = reader.byte_string(_PCR_NAMES[index])
         if len(value) != PCR_SIZE:
             raise PcrLengthError(f"PCR{index}: {len(value)} bytes, expected {PCR_SIZE}")
         pcrs[index] = value
