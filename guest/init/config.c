@@ -19,7 +19,7 @@
 #define MAX_LAUNCH_NAME 64
 #define DEFAULT_PATH "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-enum key { VERSION, ARG, ENV, WORKDIR, UID, GID, GROUP, LOGS, STOPSIGNAL, LAUNCH, KEYS };
+enum key { VERSION, ARG, ENV, WORKDIR, UID, GID, GROUP, LOGS, STOPSIGNAL, LAUNCH, ATTEST, KEYS };
 
 static const struct {
     const char *name;
@@ -35,6 +35,7 @@ static const struct {
     [LOGS] = {"logs", false},
     [STOPSIGNAL] = {"stopsignal", false},
     [LAUNCH] = {"launch", true},
+    [ATTEST] = {"attest", false},
 };
 
 /* Decimal, without sign, space or leading zero, at most `limit`. */
@@ -142,6 +143,9 @@ static const char *take(struct config *config, enum key key, char *value, size_t
         if (named_before(config->launch, before, value))
             return "launch names one value twice";
         return launch_name(value) ? NULL : "launch is not a name";
+    case ATTEST:
+        config->attest = true;
+        return strcmp(value, "1") ? "attest is not 1" : NULL;
     case KEYS:
         break;
     }

@@ -17,6 +17,7 @@ struct config {
     gid_t *groups;
     size_t group_count;
     bool logs; /* the application's output goes to the host */
+    bool attest; /* the host may ask for attestation documents */
     int stop_signal;
     char **launch; /* NULL-terminated: names of the values that the host may give at launch */
     size_t launch_count;

@@ -15,13 +15,17 @@ enum frame_type {
     FRAME_STDERR = 0x04, /* bytes */
     FRAME_LOST = 0x05,   /* u64 bytes of output that were dropped */
     FRAME_STARTED = 0x06, /* empty: the program runs */
+    FRAME_DOCUMENT = 0x07, /* u32 tag, u8 kind, document or message */
     FRAME_ACK = 0x81,    /* empty: the host has the status */
     FRAME_STOP = 0x82,   /* u8 signal, u32 grace in ms */
     FRAME_VALUE = 0x83,  /* u8 size of the name, name, value */
     FRAME_START = 0x84,  /* empty: no more values */
+    FRAME_ATTEST = 0x85, /* u32 tag, nonce */
 };
 
-enum hello_flag { HELLO_LOGS = 1, HELLO_WAITS = 2 };
+enum hello_flag { HELLO_LOGS = 1, HELLO_WAITS = 2, HELLO_ATTESTS = 4 };
+
+enum document_kind { DOCUMENT_GIVEN, DOCUMENT_FAILED };
 
 enum status_kind { STATUS_EXITED, STATUS_SIGNALLED, STATUS_FAILED };
 

@@ -23,7 +23,8 @@ bool host_accept(struct host *host, bool logs)
     uint8_t hello[FRAME_HEADER + 2];
     put_header(hello, FRAME_HELLO, 2);
     hello[FRAME_HEADER] = PROTOCOL_VERSION;
-    hello[FRAME_HEADER + 1] = (uint8_t)((logs ? HELLO_LOGS : 0) | (host->waiting ? HELLO_WAITS : 0));
+    hello[FRAME_HEADER + 1] = (uint8_t)((logs ? HELLO_LOGS : 0) | (host->waiting ? HELLO_WAITS : 0) |
+                                        (host->attests ? HELLO_ATTESTS : 0));
     /* A host that has no room for seven bytes on a new connection will not read anything else. */
     if (peer.svm_family != AF_VSOCK || peer.svm_cid != PARENT_CID ||
         send(fd, hello, sizeof hello, MSG_DONTWAIT | MSG_NOSIGNAL) != sizeof hello) {
@@ -41,6 +42,7 @@ void host_close(struct host *host)
         close(host->connection);
     host->connection = -1;
     host->have = 0;
+    attest_cancel(&host->attest);
 }
 
 /* A whole frame. False if it breaks the protocol; one of a type from the future does not. */
@@ -66,6 +68,8 @@ static bool obey(struct host *host, uint8_t *payload, enum frame_type type, size
     case FRAME_START:
         orders->start = true;
         return size == 0;
+    case FRAME_ATTEST: /* an image that has not opted in knows no such frame */
+        return !host->attests || attest_begin(&host->attest, payload, size);
     default:
         return true;
     }

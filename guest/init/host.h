@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attest.h"
 #include "config.h"
 #include "frame.h"
 
@@ -13,6 +14,8 @@ struct host {
     int listener;
     int connection; /* -1 while there is none */
     size_t have;    /* bytes of the frame that is coming in */
+    bool attests;   /* as the image's configuration says */
+    struct attest attest;
     const struct config *waiting; /* for launch values that it declares; NULL: they are over, or there are none */
     uint8_t frame[FRAME_HEADER + MAX_PAYLOAD];
 };

@@ -9,6 +9,7 @@
  *   vsock.c        the heartbeat, and the port on which the host dials in
  *   config.c       the image's configuration
  *   application.c  from there to execve
+ *   attest.c       attestation documents for the host
  *   launch.c       values that the host gives at launch
  *   supervise.c    the loop of the application's life and end
  *   host.c         one control connection: greeting it, reading from it
@@ -103,6 +104,7 @@ int main(void)
     struct config config;
     config_take(&config, "/config");
     supervisor.gives_logs = config.logs;
+    supervisor.host.attests = config.attest;
     supervisor.stop_signal = config.stop_signal;
     enter_root();
     mount_system();

@@ -38,6 +38,11 @@ size_t output_log_room(const struct output *output)
     return used + LEAST_ROOM <= LOG_CAPACITY ? LOG_CAPACITY - used : 0;
 }
 
+bool output_document_room(const struct output *output)
+{
+    return output->end - output->start <= LOG_CAPACITY;
+}
+
 ssize_t output_put_from(struct output *output, enum frame_type type, int pipe, size_t room)
 {
     uint8_t *frame = claim(output, FRAME_HEADER + room);

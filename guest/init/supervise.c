@@ -38,6 +38,7 @@ void supervise_begin(struct supervisor *supervisor)
     sigaddset(&told, SIGPWR);
     supervisor->signals = signalfd(-1, &told, SFD_CLOEXEC | SFD_NONBLOCK);
     supervisor->host.listener = supervisor->host.connection = -1;
+    supervisor->host.attest.pipe = -1;
     supervisor->logs[0] = supervisor->logs[1] = -1;
     supervisor->kill_at = supervisor->full_at = supervisor->drain_at = supervisor->end_at = NEVER;
     supervisor->launch_at = NEVER;
@@ -134,6 +135,16 @@ static void tell_lost(struct supervisor *supervisor)
     supervisor->lost = 0;
 }
 
+/* A document that the host has asked for, as soon as there is room. Not after the status, which is the last frame. */
+static void put_document(struct supervisor *supervisor)
+{
+    struct attest *attest = &supervisor->host.attest;
+    if (!attest->ready || supervisor->status_put || !output_document_room(&supervisor->output))
+        return;
+    output_put(&supervisor->output, FRAME_DOCUMENT, attest->answer, attest->size);
+    attest_cancel(attest);
+}
+
 /* Whether the output has had no room for so long that the application must not wait any more. */
 static bool out_of_patience(const struct supervisor *supervisor, int64_t now)
 {
@@ -222,6 +233,7 @@ static void turn(struct supervisor *supervisor)
         kill(supervisor->child, SIGKILL);
         supervisor->kill_at = NEVER;
     }
+    put_document(supervisor);
     finish(supervisor, now);
     struct output *output = &supervisor->output;
     if (host->connection >= 0 && output_pending(output) && !output_send(output, host->connection))
@@ -234,6 +246,7 @@ static void turn(struct supervisor *supervisor)
         {host->connection, host_events, 0},
         {reading ? supervisor->logs[0] : -1, POLLIN, 0},
         {reading ? supervisor->logs[1] : -1, POLLIN, 0},
+        {host->attest.pipe, POLLIN, 0},
     };
     if (poll(watched, sizeof watched / sizeof *watched, wait_ms(supervisor, now, reading)) <= 0)
         return;
@@ -241,6 +254,8 @@ static void turn(struct supervisor *supervisor)
         take_log(supervisor, 0, now);
     if (watched[4].revents)
         take_log(supervisor, 1, now);
+    if (watched[5].revents)
+        attest_receive(&host->attest);
     if (watched[2].revents & ~POLLOUT)
         take_host(supervisor);
     if (watched[1].revents)

@@ -22,7 +22,7 @@ from enclavekit.image.users import User, find_user
 class Application:
     """What the builder says; None and nothing leave it to the image. ``stop_signal`` is a name or a number.
 
-    ``launch`` names the values that may be given at each launch.
+    ``launch`` names the values that may be given at each launch; ``attest`` lets the host ask for documents.
     """
 
     command: Sequence[str] = ()
@@ -33,6 +33,7 @@ class Application:
     stop_signal: str | None = None
     logs: bool = False
     launch: Sequence[str] = ()
+    attest: bool = False
 
 
 def init_config(application: Application, image: ImageConfig | None, tree: Tree) -> InitConfig:
@@ -64,6 +65,7 @@ def init_config(application: Application, image: ImageConfig | None, tree: Tree)
             logs=application.logs,
             stop_signal=signal_number(stop_signal),
             launch=tuple(text_bytes(name) for name in application.launch),
+            attest=application.attest,
         )
     except FormatError as error:
         raise BuildError(error.message) from error

@@ -74,6 +74,7 @@ def command_of(application: Application, image: ImageConfig | None) -> tuple[byt
         ("stop-signal", application.stop_signal),
         ("logs", application.logs or None),
         ("launch-value", application.launch or None),
+        ("attest", application.attest or None),
     ):
         if value is not None:
             raise UsageError(f"--{what}: nitro-cli's init does not know it", hint="leave --compat nitro-cli out")

@@ -81,6 +81,7 @@ KEYS = (
     Key("command", "user", Kind.TEXT, "--user", "user", "Name or number, of a group too.", '"app:app"'),
     Key("command", "stop-signal", Kind.TEXT, "--stop-signal", "stop_signal", "What asks it to end.", '"SIGINT"'),
     Key("command", "logs", Kind.SWITCH, "--logs", "logs", "Gives its output to the host.", "true"),
+    Key("command", "attest", Kind.SWITCH, "--attest", "attest", "The host may ask it for documents.", "true"),
     Key(
         "command", "launch-values", Kind.WORDS, "--launch-value", "launch_value",
         "Names of values that `enclave run --set` may give.", '["GREETING"]',

@@ -79,6 +79,7 @@ def build_options(
             stop_signal=words["stop_signal"],
             logs=words["logs"],
             launch=words["launch_value"],
+            attest=words["attest"],
         ),
         access=access(report),
         cmdline=words["cmdline"],

@@ -24,6 +24,7 @@ COMMANDS = {
     "stop": "enclavekit.cli.lifecycle:stop",
     "connect": "enclavekit.cli.lifecycle:connect",
     "allocate": "enclavekit.cli.allocate:allocate_command",
+    "attest": "enclavekit.cli.attest:attest",
     "build": "enclavekit.cli.build:build",
     "cache": "enclavekit.cli.cache:cache",
     "describe": "enclavekit.cli.describe:describe",

@@ -58,6 +58,7 @@ def image_options(command: Command) -> Command:
             click.option("--user", metavar="USER[:GROUP]", help="Name or number; the container image's, or root."),
             click.option("--stop-signal", metavar="NAME", help="What asks the application to end; SIGTERM by default."),
             click.option("--logs/--no-logs", help="The image gives the application's output to the host."),
+            click.option("--attest/--no-attest", help="`enclave attest` may ask for attestation documents."),
             click.option(
                 "--launch-value",
                 "launch_value",

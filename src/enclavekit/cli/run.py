@@ -50,7 +50,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GIVEN_TO_BUILD = (
     *("env", "entrypoint", "workdir", "user", "stop_signal", "launch_value"),
-    *("logs", "cmdline", "keep_owners", "kernel", "modules"),
+    *("logs", "attest", "cmdline", "keep_owners", "kernel", "modules"),
 )
 
 

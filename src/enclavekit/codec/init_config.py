@@ -24,7 +24,7 @@ MAX_LAUNCH_VALUES = 64
 LAUNCH_NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 """A value's that is given at launch; it becomes a file's."""
 
-_SINGLE_KEYS = (b"version", b"workdir", b"uid", b"gid", b"logs", b"stopsignal")
+_SINGLE_KEYS = (b"version", b"workdir", b"uid", b"gid", b"logs", b"stopsignal", b"attest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class InitConfig:
     """What init runs, and as whom. Making one checks it: FormatError when a value cannot be carried.
 
     ``launch`` names the values that the host may give at launch, which are not measured.
+    ``attest`` lets the host ask for attestation documents.
     """
 
     arguments: tuple[bytes, ...]
@@ -43,6 +44,7 @@ class InitConfig:
     logs: bool = False
     stop_signal: int = DEFAULT_STOP_SIGNAL
     launch: tuple[bytes, ...] = ()
+    attest: bool = False
 
     def __post_init__(self) -> None:
         if not self.arguments or not self.arguments[0]:
@@ -90,6 +92,8 @@ class InitConfig:
         if self.stop_signal != DEFAULT_STOP_SIGNAL:
             records.append(b"stopsignal=%d" % self.stop_signal)
         records += [b"launch=" + name for name in self.launch]
+        if self.attest:
+            records.append(b"attest=1")
         return b"".join(record + b"\0" for record in records)
 
     @classmethod
@@ -119,8 +123,9 @@ class InitConfig:
                 single[key] = value
         if single[b"version"] != VERSION:
             raise FormatError(f"init configuration: version {_text(single[b'version'])}, expected 1")
-        if single.get(b"logs", b"1") != b"1":
-            raise FormatError(f"init configuration: logs {_text(single[b'logs'])}, expected 1")
+        for key in (b"logs", b"attest"):
+            if single.get(key, b"1") != b"1":
+                raise FormatError(f"init configuration: {key.decode()} {_text(single[key])}, expected 1")
         return cls(
             arguments=tuple(lists[b"arg"]),
             environment=tuple(lists[b"env"]),
@@ -131,6 +136,7 @@ class InitConfig:
             logs=b"logs" in single,
             stop_signal=_number(single.get(b"stopsignal", b"%d" % DEFAULT_STOP_SIGNAL)),
             launch=tuple(lists[b"launch"]),
+            attest=b"attest" in single,
         )
 
 

@@ -19,8 +19,11 @@ PROTOCOL_VERSION = 1
 MAX_PAYLOAD = 1 << 16
 MAX_MESSAGE = 1024
 MAX_SIGNAL = 64
+MAX_NONCE = 1024
+MAX_DOCUMENT = 0x3000
 HELLO_LOGS = 1
 HELLO_WAITS = 2
+HELLO_ATTESTS = 4
 """Flags; unknown ones are ignored."""
 
 HEADER = Struct(
@@ -46,6 +49,16 @@ VALUE = Struct(
 LOST = Struct(
     ">Q"  # 0x0 bytes
 )
+DOCUMENT = Struct(
+    ">"
+    "I"  # 0x0 tag, of the request
+    "B"  # 0x4 kind
+    #      0x5 the document, or why there is none, UTF-8
+)
+ATTEST = Struct(
+    ">I"  # 0x0 tag, which comes back with the answer
+    #       0x4 nonce
+)
 STOP = Struct(
     ">"
     "B"  # 0x0 signal, 0 for the image's stop signal
@@ -62,10 +75,19 @@ class FrameType(IntEnum):
     STDERR = 0x04
     LOST = 0x05
     STARTED = 0x06
+    DOCUMENT = 0x07
     ACK = 0x81
     STOP = 0x82
     VALUE = 0x83
     START = 0x84
+    ATTEST = 0x85
+
+
+class DocumentKind(IntEnum):
+    """Whether there is one."""
+
+    GIVEN = 0
+    FAILED = 1
 
 
 class StatusKind(IntEnum):
@@ -85,6 +107,8 @@ class Hello:
     """Whether the image gives the application's output to the host."""
     waits: bool = False
     """For ``Value`` and ``Start``: the image declares launch values."""
+    attests: bool = False
+    """Whether it answers ``Attest``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +147,23 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class AttestationDocument:
+    """The answer to the ``Attest`` of that tag: a document, or in a printable line why there is none."""
+
+    tag: int
+    document: bytes | None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attest:
+    """Make an attestation document with this nonce, 1 to 1024 bytes. One at a time."""
+
+    tag: int
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """The host has the status: init may go."""
 
@@ -148,14 +189,15 @@ class Start:
     """There are no more values: the application may start."""
 
 
-Frame = Hello | Status | Stdout | Stderr | Lost | Started | Ack | Stop | Value | Start
+FromInit = Hello | Status | Stdout | Stderr | Lost | Started | AttestationDocument
+Frame = FromInit | Ack | Stop | Value | Start | Attest
 
 
-def encode(frame: Frame) -> bytes:
+def encode(frame: Frame) -> bytes:  # noqa: PLR0912 - one a type
     """Header and payload."""
     match frame:
-        case Hello(version, logs, waits):
-            flags = (HELLO_LOGS if logs else 0) | (HELLO_WAITS if waits else 0)
+        case Hello(version, logs, waits, attests):
+            flags = (HELLO_LOGS if logs else 0) | (HELLO_WAITS if waits else 0) | (HELLO_ATTESTS if attests else 0)
             kind, payload = FrameType.HELLO, HELLO.pack(version, flags)
         case Status(status, value, message):
             kind, payload = FrameType.STATUS, STATUS.pack(status, value) + message.encode()
@@ -175,6 +217,11 @@ def encode(frame: Frame) -> bytes:
             kind, payload = FrameType.VALUE, VALUE.pack(len(name)) + name + value
         case Start():
             kind, payload = FrameType.START, b""
+        case AttestationDocument(tag, document, message):
+            answer = DocumentKind.FAILED if document is None else DocumentKind.GIVEN
+            kind, payload = FrameType.DOCUMENT, DOCUMENT.pack(tag, answer) + (document or message.encode())
+        case Attest(tag, nonce):
+            kind, payload = FrameType.ATTEST, ATTEST.pack(tag) + nonce
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"payload of {len(payload)} bytes, expected at most {MAX_PAYLOAD}")
     return HEADER.pack(kind, len(payload)) + payload
@@ -205,7 +252,7 @@ class Decoder:
                 yield frame
 
 
-def _decode(kind: int, payload: bytes) -> Frame | None:  # noqa: PLR0911 - one a type
+def _decode(kind: int, payload: bytes) -> Frame | None:  # noqa: PLR0911, PLR0912 - one a type
     match kind:
         case FrameType.HELLO:
             return _hello(payload)
@@ -229,6 +276,10 @@ def _decode(kind: int, payload: bytes) -> Frame | None:  # noqa: PLR0911 - one a
             return Start()
         case FrameType.VALUE:
             return _value(payload)
+        case FrameType.DOCUMENT:
+            return _document(payload)
+        case FrameType.ATTEST:
+            return _attest(payload)
         case FrameType.STOP:
             _need_exactly(kind, payload, STOP.size)
             signal, grace_ms = STOP.unpack(payload)
@@ -243,7 +294,7 @@ def _hello(payload: bytes) -> Hello:
     version, flags = HELLO.unpack(payload)
     if version != PROTOCOL_VERSION:
         raise ProtocolError(f"hello frame: protocol version {version}, expected {PROTOCOL_VERSION}")
-    return Hello(version, bool(flags & HELLO_LOGS), bool(flags & HELLO_WAITS))
+    return Hello(version, bool(flags & HELLO_LOGS), bool(flags & HELLO_WAITS), bool(flags & HELLO_ATTESTS))
 
 
 def _value(payload: bytes) -> Value:
@@ -251,6 +302,35 @@ def _value(payload: bytes) -> Value:
     if len(payload) < VALUE.size + size:
         raise ProtocolError(f"value frame: {len(payload)} bytes, expected at least {VALUE.size + size}")
     return Value(payload[1 : 1 + size], payload[1 + size :])
+
+
+def _document(payload: bytes) -> AttestationDocument:
+    if not DOCUMENT.size <= len(payload) <= DOCUMENT.size + MAX_DOCUMENT:
+        raise ProtocolError(
+            f"document frame: {len(payload)} bytes, expected {DOCUMENT.size} to {DOCUMENT.size + MAX_DOCUMENT}"
+        )
+    tag, kind = DOCUMENT.unpack_from(payload)
+    rest = payload[DOCUMENT.size :]
+    match kind:
+        case DocumentKind.GIVEN:
+            return AttestationDocument(tag, rest)
+        case DocumentKind.FAILED:
+            return AttestationDocument(tag, None, _printable(rest[:MAX_MESSAGE]))
+    raise ProtocolError(f"document frame: kind {kind}, expected 0 to {max(DocumentKind)}")
+
+
+def _attest(payload: bytes) -> Attest:
+    if not ATTEST.size < len(payload) <= ATTEST.size + MAX_NONCE:
+        raise ProtocolError(
+            f"attest frame: {len(payload)} bytes, expected {ATTEST.size + 1} to {ATTEST.size + MAX_NONCE}"
+        )
+    (tag,) = ATTEST.unpack_from(payload)
+    return Attest(tag, payload[ATTEST.size :])
+
+
+def _printable(text: bytes) -> str:
+    """It ends up on terminals: no control characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text.decode(errors="replace"))
 
 
 def _status(payload: bytes) -> Status:
@@ -263,9 +343,7 @@ def _status(payload: bytes) -> Status:
         raise ProtocolError(f"status frame: kind {kind}, expected 0 to {max(StatusKind)}")
     if kind == StatusKind.SIGNALLED and not 1 <= value <= MAX_SIGNAL:
         raise ProtocolError(f"status frame: signal {value}, expected 1 to {MAX_SIGNAL}")
-    # It ends up on terminals: no control characters.
-    text = payload[STATUS.size :].decode(errors="replace")
-    return Status(StatusKind(kind), value, "".join(c if c.isprintable() else "\ufffd" for c in text))
+    return Status(StatusKind(kind), value, _printable(payload[STATUS.size :]))
 
 
 def _need_exactly(kind: int, payload: bytes, size: int) -> None:

@@ -2,14 +2,16 @@
 """``control.sock``: how other processes of the same user speak with an enclave's (docs/lifecycle.md).
 
 A request is one line of JSON, an answer too: ``{"command": "status"}``, ``{"command": "stop", "grace_s": 5}``,
-``{"command": "wait"}``, which is answered at the end. Whoever is not the same user, or root, is not listened to; what
-is no request is answered by an error and the end of the connection.
+``{"command": "wait"}``, which is answered at the end, and ``{"command": "attest", "nonce": "00ff"}``, when init has
+answered. Whoever is not the same user, or root, is not listened to; what is no request is answered by an error and
+the end of the connection.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import socket
 import struct
@@ -19,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from enclavekit.codec.init_frames import MAX_NONCE
 from enclavekit.enclave.directory import CONTROL
 from enclavekit.errors import ControlError, FileError, NoEnclaveError
 from enclavekit.virtio.host_sockets import socket_path
@@ -29,6 +32,7 @@ MAX_CLIENTS = 64
 BACKLOG = 64
 ANSWER_TIMEOUT_S = 10.0
 MAX_GRACE_S = 86400.0
+NONCE = re.compile(rf"(?:[0-9a-fA-F]{{2}}){{1,{MAX_NONCE}}}")
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -45,9 +49,10 @@ class ControlServer:
         *,
         status: Callable[[], Answer],
         stop: Callable[[float], None],
+        attest: Callable[[bytes, Callable[[Answer], None]], None] | None = None,
     ) -> None:
         self._selector = selector
-        self._status, self._stop = status, stop
+        self._status, self._stop, self._attest = status, stop, attest
         self._path = directory / CONTROL
         self._clients: dict[socket.socket, bytearray] = {}
         self._waiting: set[socket.socket] = set()
@@ -109,7 +114,7 @@ class ControlServer:
             self._refuse(client, f"a line of more than {MAX_LINE} bytes")
             self._drop(client)
 
-    def _obey(self, client: socket.socket, line: bytes) -> bool:
+    def _obey(self, client: socket.socket, line: bytes) -> bool:  # noqa: PLR0911 - one a command
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -127,7 +132,18 @@ class ControlServer:
             case "wait":
                 self._waiting.add(client)
                 return True
-        return self._refuse(client, "unknown command, expected status, stop or wait")
+            case "attest" if self._attest is not None:
+                nonce = _nonce(request.get("nonce"))
+                if nonce is None:
+                    return self._refuse(client, f"nonce: expected 1 to {MAX_NONCE} bytes in hexadecimal")
+                self._attest(nonce, lambda answer: self._later(client, answer))
+                return True
+        return self._refuse(client, "unknown command, expected status, stop, wait or attest")
+
+    def _later(self, client: socket.socket, answer: Answer) -> None:
+        """To a client that may have gone since it asked."""
+        if client in self._clients:
+            self._send(client, answer)
 
     def _refuse(self, client: socket.socket, message: str) -> bool:
         self._send(client, {"error": message})
@@ -146,6 +162,12 @@ class ControlServer:
         if self._clients.pop(client, None) is not None:
             self._selector.unregister(client)
             client.close()
+
+
+def _nonce(text: object) -> bytes | None:
+    if not isinstance(text, str) or not NONCE.fullmatch(text):
+        return None
+    return bytes.fromhex(text)
 
 
 def ask(directory: Path, request: Answer, *, timeout_s: float | None = ANSWER_TIMEOUT_S) -> Answer | None:

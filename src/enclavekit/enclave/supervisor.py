@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enclavekit.codec import init_frames
+from enclavekit.enclave.attestation import Attestation
 from enclavekit.enclave.control import ControlServer
 from enclavekit.errors import (
     BootError,
@@ -129,6 +130,7 @@ class Supervisor:
         """Whether the application runs; or an init that is another than ours."""
         self._control: socket.socket | None = None
         self._decoder = init_frames.Decoder()
+        self._attestation = Attestation(self._send)
         self._tail = bytearray()
         self._status: init_frames.Status | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -147,7 +149,9 @@ class Supervisor:
 
     def listen(self, directory: Path, status: Callable[[], dict[str, object]]) -> None:
         """Obey other processes on the directory's control socket, until ``tell_end``. Raises FileError."""
-        self._server = ControlServer(self._selector, directory, status=status, stop=self.stop)
+        self._server = ControlServer(
+            self._selector, directory, status=status, stop=self.stop, attest=self._attestation.ask
+        )
 
     def stop(self, grace_s: float) -> None:
         """Ask the application to end, and end the machine after the grace. A second time ends it at once."""
@@ -272,6 +276,7 @@ class Supervisor:
             data = b""
         if not data:
             self._selector.unregister(self._control)
+            self._attestation.end()
             self._end_deadline = self._end_deadline or time.monotonic() + END_TIMEOUT_S
             return False
         for frame in self._decoder.feed(data):
@@ -280,7 +285,8 @@ class Supervisor:
 
     def _take(self, frame: init_frames.Frame) -> None:
         match frame:
-            case init_frames.Hello(logs=logs, waits=waits):
+            case init_frames.Hello(logs=logs, waits=waits, attests=attests):
+                self._attestation.greet(attests=attests)
                 if waits and not self._values_given:
                     self._give_values()
                 self._logs = logs
@@ -293,6 +299,8 @@ class Supervisor:
                     self._status = frame
                     self._send(init_frames.Ack())
                     self._end_deadline = time.monotonic() + END_TIMEOUT_S
+            case init_frames.AttestationDocument():
+                self._attestation.take(frame)
             case init_frames.Lost(count=count):
                 if self._streams.on_lost is not None:
                     self._streams.on_lost(count)

@@ -41,6 +41,7 @@ def test_every_key(tmp_path: Path) -> None:
         "user": "app:app",
         "stop_signal": "SIGINT",
         "logs": True,
+        "attest": True,
         "launch_value": ["GREETING"],
         "memory": "512M",
         "cpus": 2,

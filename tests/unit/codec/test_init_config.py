@@ -24,10 +24,11 @@ def test_the_bytes_of_all_keys() -> None:
         logs=True,
         stop_signal=2,
         launch=(b"KEY", b"tls.pem"),
+        attest=True,
     )
     assert config.encode() == (
         b"version=1\0arg=/bin/app\0arg=\0arg=two\nlines\0env=A=b\0env=EMPTY=\0workdir=/srv\0uid=1000\0gid=100\0"
-        b"group=5\0group=6\0logs=1\0stopsignal=2\0launch=KEY\0launch=tls.pem\0"
+        b"group=5\0group=6\0logs=1\0stopsignal=2\0launch=KEY\0launch=tls.pem\0attest=1\0"
     )
     assert InitConfig.decode(config.encode()) == config
 

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from enclavekit.codec.init_frames import (
     MAX_MESSAGE,
+    MAX_NONCE,
     MAX_PAYLOAD,
     Ack,
+    Attest,
+    AttestationDocument,
     Decoder,
     Frame,
     FrameType,
@@ -48,11 +51,18 @@ KNOWN: list[tuple[Frame, str]] = [
     (Value(b"a", b""), "83 00000002 01 61"),
     (Start(), "84 00000000"),
     (Started(), "06 00000000"),
+    (Hello(attests=True), "01 00000002 01 04"),
+    (Attest(7, b"\xaa\xbb"), "85 00000006 00000007 aabb"),
+    (AttestationDocument(7, b"\x84\x44"), "07 00000007 00000007 00 8444"),
+    (AttestationDocument(0xFFFFFFFF, None, "no"), "07 00000007 ffffffff 01 6e6f"),
 ]
 
 PRINTABLE = st.text(max_size=MAX_MESSAGE // 4).filter(str.isprintable)
 FRAMES = st.one_of(
-    st.builds(Hello, st.just(1), st.booleans(), st.booleans()),
+    st.builds(Hello, st.just(1), st.booleans(), st.booleans(), st.booleans()),
+    st.builds(Attest, st.integers(0, 0xFFFFFFFF), st.binary(min_size=1, max_size=MAX_NONCE)),
+    st.builds(AttestationDocument, st.integers(0, 0xFFFFFFFF), st.binary(min_size=1, max_size=300)),
+    st.builds(AttestationDocument, st.integers(0, 0xFFFFFFFF), st.none(), PRINTABLE),
     st.builds(Status, st.just(StatusKind.EXITED), st.integers(0, 255)),
     st.builds(Status, st.just(StatusKind.SIGNALLED), st.integers(1, 64)),
     st.builds(Status, st.just(StatusKind.FAILED), st.just(0), PRINTABLE),
@@ -93,14 +103,14 @@ def test_the_longest_payload() -> None:
         encode(Stdout(bytes(MAX_PAYLOAD + 1)))
 
 
-@pytest.mark.parametrize("kind", [0x00, 0x07, 0x7F, 0x80, 0x85, 0xFF])
+@pytest.mark.parametrize("kind", [0x00, 0x08, 0x7F, 0x80, 0x86, 0xFF])
 def test_unknown_types_are_skipped(kind: int) -> None:
     unknown = bytes([kind]) + (3).to_bytes(4, "big") + b"new"
     assert decode(unknown + encode(Ack())) == [Ack()]
 
 
 def test_unknown_hello_flags_are_ignored() -> None:
-    assert decode(bytes.fromhex("01 00000002 01 fc")) == [Hello(logs=False)]
+    assert decode(bytes.fromhex("01 00000002 01 f8")) == [Hello(logs=False)]
 
 
 @pytest.mark.parametrize(

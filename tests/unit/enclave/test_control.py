@@ -6,7 +6,7 @@ from __future__ import annotations
 import selectors
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,16 @@ class Served:
         self.stops: list[float] = []
         self.selector = selectors.DefaultSelector()
         self.server = ControlServer(
-            self.selector, directory, status=lambda: {"state": "running"}, stop=self.stops.append
+            self.selector, directory, status=lambda: {"state": "running"}, stop=self.stops.append, attest=self._attest
         )
         self._wake, self._waker = socket.socketpair()
         self.selector.register(self._wake, selectors.EVENT_READ, None)
         self._ending: dict[str, object] = {}
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def _attest(self, nonce: bytes, reply: Callable[[dict[str, object]], None]) -> None:
+        reply({"document": nonce.hex()})
 
     def _run(self) -> None:
         while True:
@@ -93,8 +96,8 @@ def test_who_waits_is_told_the_end(served: Served) -> None:
     [
         (b"garbage\n", b'{"error": "not a line of JSON"}\n'),
         (b"[" * 3000 + b"\n", b'{"error": "not a line of JSON"}\n'),
-        (b"[]\n", b'{"error": "unknown command, expected status, stop or wait"}\n'),
-        (b'{"command": ["stop"]}\n', b'{"error": "unknown command, expected status, stop or wait"}\n'),
+        (b"[]\n", b'{"error": "unknown command, expected status, stop, wait or attest"}\n'),
+        (b'{"command": ["stop"]}\n', b'{"error": "unknown command, expected status, stop, wait or attest"}\n'),
         (b'{"command": "stop", "grace_s": -1}\n', b'{"error": "grace_s: expected seconds from 0 to 86400"}\n'),
         (b'{"command": "stop", "grace_s": NaN}\n', b'{"error": "grace_s: expected seconds from 0 to 86400"}\n'),
         (b'{"command": "stop", "grace_s": true}\n', b'{"error": "grace_s: expected seconds from 0 to 86400"}\n'),
@@ -184,3 +187,10 @@ def test_a_process_that_says_nothing(tmp_path: Path) -> None:
         listener.listen()
         with pytest.raises(ControlError, match=r": no answer within 0\.05 s$"):
             ask(tmp_path, {"command": "status"}, timeout_s=0.05)
+
+
+def test_a_document_is_asked_for_by_its_nonce(served: Served) -> None:
+    assert ask(served.directory, {"command": "attest", "nonce": "00fF"}) == {"document": "00ff"}
+    for nonce in ("", "0", "zz", "00" * 1025, 7, None, " 00", "00\n"):
+        with pytest.raises(ControlError, match="nonce: expected 1 to 1024 bytes in hexadecimal"):
+            ask(served.directory, {"command": "attest", "nonce": nonce})
