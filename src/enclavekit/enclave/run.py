@@ -23,6 +23,7 @@ from enclavekit.enclave.security_module import security_module
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import Error, LaunchError, NotEnoughMemoryError
 from enclavekit.hypervisor.contract import Carrier, Enclave, LaunchSpec, Mode
+from enclavekit.hypervisor.heartbeat import heartbeat_timeout_s
 from enclavekit.hypervisor.launch import launch
 from enclavekit.image.kernel import image_discovery
 from enclavekit.linux.memory import available_memory
@@ -175,7 +176,13 @@ def run(
         )
         logs = _Logs(directory.path, streams, options.mode)
         stack.callback(logs.close)
-        supervisor = Supervisor(enclave, logs.streams, timeout_s=options.timeout_s, values=options.values)
+        supervisor = Supervisor(
+            enclave,
+            logs.streams,
+            timeout_s=options.timeout_s,
+            values=options.values,
+            heartbeat_timeout_s=heartbeat_timeout_s(planned.image.size, planned.memory),
+        )
         began = time.monotonic()
         supervisor.listen(directory.path, lambda: _status(directory, enclave, supervisor, began))
         unstarted.pop_all()

@@ -113,13 +113,15 @@ class Supervisor:
         *,
         timeout_s: float | None = None,
         values: Mapping[bytes, bytes] | None = None,
+        heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
     ) -> None:
+        self._heartbeat_timeout_s = heartbeat_timeout_s
         self._values = values or {}
         self._values_given = False
         self._enclave = enclave
         self._streams = streams
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._boot_deadline: float | None = time.monotonic() + HEARTBEAT_TIMEOUT_S
+        self._boot_deadline: float | None = time.monotonic() + heartbeat_timeout_s
         self._end_deadline: float | None = None
         self._selector = selectors.DefaultSelector()
         self._server: ControlServer | None = None
@@ -210,7 +212,7 @@ class Supervisor:
             return Outcome(timed_out=True)
         if self._boot_deadline is not None and now >= self._boot_deadline:
             raise HeartbeatError(
-                f"no heartbeat from the enclave's init within {HEARTBEAT_TIMEOUT_S:.0f} s",
+                f"no heartbeat from the enclave's init within {self._heartbeat_timeout_s:.0f} s",
                 hint=DEBUG_HINT,
             )
         return None

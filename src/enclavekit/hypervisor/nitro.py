@@ -24,6 +24,7 @@ from enclavekit.hypervisor.contract import ImageKind, LaunchSpec, MemoryRegion, 
 from enclavekit.hypervisor.heartbeat import HeartbeatPort, heartbeat_timeout_s
 from enclavekit.hypervisor.nitro_memory import PageChoice, allocate
 from enclavekit.linux import hugetlb, nitro_enclaves
+from enclavekit.linux.cpu_pool import pool_node
 from enclavekit.linux.hugepages import read_hugepages
 from enclavekit.linux.nitro_enclaves import Device, KernelDevice
 from enclavekit.linux.parent_vsock import HYPERVISOR_CID, KernelVsock, ParentVsock
@@ -36,8 +37,13 @@ ROOT = Path("/")
 
 def page_sizes() -> list[int]:
     """Of this machine's huge pages that can be donated, in bytes."""
-    sizes = [pages.size for pages in read_hugepages(ROOT, 0)]
+    sizes = [pages.size for pages in read_hugepages(ROOT, pool_node(ROOT) or 0)]
     return [size for size in sizes if size % nitro_enclaves.NE_MIN_MEM_REGION_SIZE == 0]
+
+
+def map_page(size: int) -> mmap.mmap:
+    """Of the CPU pool's node: the driver takes no other."""
+    return hugetlb.map_page(size, pool_node(ROOT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class HugePages:
     """Where memory comes from: ``sizes`` of pages in bytes, and what maps one."""
 
     sizes: Callable[[], Sequence[int]] = page_sizes
-    map_page: Callable[[int], mmap.mmap] = hugetlb.map_page
+    map_page: Callable[[int], mmap.mmap] = map_page
     choice: PageChoice = PageChoice.TIGHT
 
 
@@ -75,6 +81,7 @@ class NitroEnclave:
         self._spec = spec
         self._fd, self.slot_uid = nitro_enclaves.create_vm(carrier.device)
         self._buffers: list[mmap.mmap] = []
+        self._named_cpus = iter(sorted(spec.cpu_list or ()))
         self._cleanup = ExitStack()
         self._heartbeat: HeartbeatPort | None = None
         self._console: socket.socket | None = None
@@ -103,8 +110,10 @@ class NitroEnclave:
         region.buffer.release()
 
     def add_vcpu(self, cpu: int | None = None) -> int:
-        """Of the driver's pool."""
-        return nitro_enclaves.add_vcpu(self._device, self._fd, cpu or 0)
+        """Of the driver's pool; without a number, the next of those that the specification names, if it does."""
+        if cpu is None:
+            cpu = next(self._named_cpus, 0)
+        return nitro_enclaves.add_vcpu(self._device, self._fd, cpu)
 
     def start(self, *, mode: Mode, cid: int | None = None) -> int:
         """Take the heartbeat's port, waiting for it if need be, then start."""

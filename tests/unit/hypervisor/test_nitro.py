@@ -28,6 +28,8 @@ from enclavekit.hypervisor.launch import launch
 from enclavekit.hypervisor.nitro import NitroCarrier, NitroEnclave
 from enclavekit.hypervisor.nitro_memory import PageChoice, allocate
 from enclavekit.hypervisor.parts import Parts
+from enclavekit.linux.cpu_pool import pool_cpus, pool_node
+from enclavekit.linux.hugetlb import map_page
 from enclavekit.testing.nitro_driver import Command, Limits
 from enclavekit.testing.simulated import SimulatedCarrier, UnixVsock
 
@@ -213,6 +215,27 @@ def test_a_device_that_falls_silent(carrier: SimulatedCarrier, tmp_path: Path) -
         started(carrier, tmp_path)
     assert str(caught.value) == "NE_START_ENCLAVE: connection timed out (errno 110)"
     assert not carrier.vsock._answers(carrier.vsock.path(3, HEARTBEAT_PORT)), "nobody listens any more"
+
+
+def test_the_pools_node(tmp_path: Path) -> None:
+    """Whose CPUs are offline, so that the node does not list them."""
+    assert (pool_cpus(tmp_path), pool_node(tmp_path)) == (frozenset(), None)
+    (tmp_path / "sys/module/nitro_enclaves/parameters").mkdir(parents=True)
+    (tmp_path / "sys/module/nitro_enclaves/parameters/ne_cpus").write_text("5,13\n\n")
+    (tmp_path / "sys/devices/system/cpu/cpu5/node1").mkdir(parents=True)
+    assert (pool_cpus(tmp_path), pool_node(tmp_path)) == (frozenset({5, 13}), 1)
+
+
+def test_cpus_that_are_named(carrier: SimulatedCarrier, tmp_path: Path) -> None:
+    cpus = frozenset({3, 7})
+    spec = LaunchSpec("00000001", 64 * MIB, 2, 0, Discovery.CMDLINE, tmp_path, cpu_list=cpus)
+    launch(carrier.create, spec, PARTS, mode=Mode.PRODUCTION).close()
+    assert carrier.driver.slots[0].vcpus == [3, 7]
+
+
+def test_no_huge_page_is_an_error_not_a_signal() -> None:
+    with pytest.raises(OSError, match=r"Cannot allocate memory|Invalid argument"):
+        map_page(16 << 30)
 
 
 def test_a_machine_with_and_without_the_device(tmp_path: Path) -> None:
