@@ -55,7 +55,7 @@ CONTROL, DATA = 5000, 5001
 BUFFER = 1 << 20
 CHUNKS = (4 << 10, 64 << 10, 256 << 10)
 STREAMS = (1, 32)
-SIZE = 128 << 20
+SIZE = 64 << 20
 PINGS, DIALS, MANY_DIALS = 1000, 300, 10_000
 TIMEOUT_S, BOOT_TIMEOUT_S, LONG_TIMEOUT_S = 10, 60, 3600
 MAX_FAILED_BOOTS = 3
@@ -304,6 +304,7 @@ def one_round(image: Path, names: list[str], program: str = "") -> dict[str, flo
                 raise
             failed_boots += not name
             print(f"{program}: {name or 'before the first case'}: failed: {error!r}", flush=True)
+    print(f"a round, {program or 'ours'}: {json.dumps({name: round(found[name], 1) for name in found})}", flush=True)
     return found
 
 

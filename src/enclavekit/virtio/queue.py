@@ -113,7 +113,7 @@ class Virtqueue:
         return self._next
 
     def pop(self) -> Chain | None:
-        """The next chain, or None where the driver has made none available."""
+        """The next chain, or None where the driver has made none available: only after that does it kick us again."""
         if not self._pending and not self._look():
             return None
         head = index = self._available[2 + self._next % self._size]
