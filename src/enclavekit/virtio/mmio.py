@@ -158,7 +158,8 @@ class MmioTransport:
             self._loop.forget(fd)
 
     def close_fds(self) -> None:
-        """When neither the loop nor a CPU runs any more."""
+        """When neither the loop nor a CPU runs any more; lets go of the guest's memory too."""
+        self._memory = GuestMemory(())
         for fd in (self.interrupt_fd, *self.kick_fds):
             os.close(fd)
         self.kick_fds = []

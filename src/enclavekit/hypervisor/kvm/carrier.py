@@ -254,3 +254,4 @@ class KvmEnclave:
     def close(self) -> None:
         """End the CPUs, then the devices."""
         self._cleanup.close()
+        self._memory = None  # at once, not when the garbage is collected

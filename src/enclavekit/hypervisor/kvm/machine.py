@@ -152,9 +152,8 @@ class Machine:
                         self.stop(end)
         except OSError as error:
             self.stop(End("failure", f"KVM: {error.strerror or error}; {register_report(number, vcpu)}"))
-        except BaseException as error:
+        except Exception as error:  # a device's: whoever waits for the machine is told
             self.stop(End("failure", f"vCPU {number}: {type(error).__name__}: {error}"))
-            raise
         finally:
             with self._lock:
                 self._inside.discard(threading.get_ident())
