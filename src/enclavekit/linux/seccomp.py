@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import platform
+import signal
 import socket
 import struct
 from collections.abc import Sequence
@@ -206,6 +207,8 @@ def _become(words: Sequence[str], program: bytes, channel: socket.socket) -> NoR
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
             channel.sendmsg([_BLOCKED.pack(0)], rights)
             os.close(fd)
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and programs do not expect ignored
+                signal.signal(number, signal.SIG_DFL)
             os.execvp(words[0], list(words))  # noqa: S606 - the user's own program
     except FileNotFoundError:
         status = 127

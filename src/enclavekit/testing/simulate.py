@@ -72,12 +72,16 @@ class Simulation:
         Errors: ``MissingError``, ``UnsupportedHostError``.
         """
         pid, listener = spawn(words, NE_MAGIC)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # a terminal's is for the program, too
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: os.kill(pid, number)),
+        }
         try:
             self._serve(listener)
             _, status = os.waitpid(pid, 0)
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             listener.close()
             self._device.reap()
             self._device.close()
@@ -112,8 +116,8 @@ class Simulation:
                 self._open(listener, call)
             else:
                 listener.let_through(call)
-        except (FileNotFoundError, ProcessLookupError):
-            listener.let_through(call)  # the thread, or its descriptor, is gone: the kernel knows what that means
+        except OSError:  # the thread is gone, or its pointers lead nowhere: the kernel knows what that means
+            listener.let_through(call)
 
     def _names_device(self, call: seccomp_notif) -> bool:
         address = call.args[0] if call.nr == SYS_OPEN else call.args[1]
