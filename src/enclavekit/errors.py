@@ -876,3 +876,14 @@ class RecipientError(Error):
 
     code = "recipient"
     remedy = "check that the answer is for the key in the document, and was copied whole"
+
+
+class NsmError(Error):
+    """The security module did not do what it was asked; ``name`` is its word for why, or "" if it was not reached."""
+
+    code = "nsm"
+    remedy = "inside an enclave, see that /dev/nsm is there and that the PCR is not locked"
+
+    def __init__(self, message: str, *, hint: str | None = None, name: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.name = name

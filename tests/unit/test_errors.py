@@ -29,7 +29,7 @@ ATTESTATION_CODES = {
     "document-signature", "signature-out-of-range", "bad-signature", "policy", "no-reference-values",
     "zero-pcr", "wrong-kind", "debug-mode", "pcr-mismatch", "nonce-mismatch",
     "user-data-mismatch", "public-key-mismatch", "module-id-mismatch", "instance-id-mismatch", "stale",
-    "recipient",
+    "recipient", "nsm",
 }  # fmt: skip
 DRIVER_CODES = {
     "driver",
