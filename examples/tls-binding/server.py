@@ -67,10 +67,10 @@ class Enclave:
 
 def main() -> None:
     """Serve on a vsock port, with documents of the enclave's own NSM."""
-    from enclavekit import nsm
+    from enclavekit.nsm import Nsm
 
-    enclave = Enclave(lambda nonce, data: nsm.attest(nonce=nonce, user_data=data))
-    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
+    with Nsm() as module, socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
+        enclave = Enclave(lambda nonce, data: module.attest(nonce=nonce, user_data=data))
         listener.bind((VMADDR_CID_ANY, int(sys.argv[1])))
         listener.listen()
         while True:
