@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from enclavekit.hypervisor.kvm.ports import CMOS, I8042, I8042_COMMAND, I8042_DA
 from enclavekit.hypervisor.kvm.serial import COM1, COM1_IRQ, PORTS, Serial
 from enclavekit.linux.kvm import DEVICE, Vm
 from enclavekit.platform import rom
+from enclavekit.platform.acpi import SLEEP_CONTROL
 from enclavekit.platform.machine import (
     HIGH_MEMORY_START,
     IMAGE_LOAD_OFFSET,
@@ -51,6 +52,9 @@ FIRST_CID = 16
 
 VSOCK_QUEUES = ("rx", "tx", "event")
 """The last one is for migrations and stays idle."""
+
+SLEEP_ENABLE = 0x20
+"""SLP_EN of the sleep control register (ACPI 6.5 §4.8.3.7)."""
 
 BLOCK_SIZE = 512
 """Unit of st_blocks (stat(2))."""
@@ -84,6 +88,7 @@ class KvmEnclave:
         self._machine: Machine | None = None
         self._backend: VsockBackend | None = None
         self._nsm: NsmBackend | None = None
+        self._boot: rom.Boot | None = None
 
     def allocate(self, size: int) -> Sequence[MemoryRegion]:
         """One region: all of the enclave's memory. Pages are given by the kernel as they are touched."""
@@ -111,6 +116,22 @@ class KvmEnclave:
         self._cpus += 1
         return self._cpus - 1 if cpu is None else cpu
 
+    def boot(self) -> rom.Boot:
+        """This machine, or what the host has laid down."""
+        return self._boot or rom.Boot(
+            memory=self._spec.memory,
+            cpus=self._spec.cpus,
+            image_base=IMAGE_LOAD_OFFSET,
+            image_size=self._spec.image_size,
+            windows=enclave_windows(1 if self._spec.nsm is None else 2),
+            discovery=self._spec.discovery,
+            enclave_id=self._spec.enclave_id,
+        )
+
+    def enter(self, boot: rom.Boot) -> None:
+        """What the host has laid down."""
+        self._boot = boot
+
     def start(self, *, mode: Mode, cid: int | None = None) -> int:
         """Make the machine, start the devices, then its CPUs."""
         del mode  # the serial line is read in either; who may see it is the supervisor's business
@@ -126,10 +147,10 @@ class KvmEnclave:
         return cid
 
     def _start(self, cid: int) -> None:
-        windows = enclave_windows(1 if self._spec.nsm is None else 2)
+        boot = replace(self.boot(), memory=self._donated, cpus=self._cpus)
         machine = self._machine = Machine(Vm(self._carrier.device))
         self._cleanup.callback(machine.close)
-        memory = self._map(machine, windows)
+        memory = self._map(machine, boot)
         self._heartbeat = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cleanup.callback(os.close, self._heartbeat)
         transports: list[MmioTransport] = []
@@ -164,12 +185,12 @@ class KvmEnclave:
             )
             self._cleanup.callback(nsm.close)
             nsm.start()
-        bus = self._bus(machine, windows, transports)
+        bus = self._bus(machine, boot.windows, transports)
         backend.start()
         self._cleanup.callback(machine.halt)  # CPUs end first, then what serves them
         machine.start(self._cpus, bus, host_cpus=self._spec.cpu_list)
 
-    def _map(self, machine: Machine, windows: Sequence[VirtioWindow]) -> GuestMemory:
+    def _map(self, machine: Machine, boot: rom.Boot) -> GuestMemory:
         """Give the machine its memory and ROM; returns the memory as devices see it."""
         assert self._memory is not None  # noqa: S101 - start has looked
         low_end = low_memory_end(self._donated)
@@ -181,14 +202,6 @@ class KvmEnclave:
             parts.append((HIGH_MEMORY_START, self._memory[low_end : self._donated]))
         for gpa, part in parts:
             machine.add_memory(gpa, part)
-        boot = rom.Boot(
-            memory=self._donated,
-            cpus=self._cpus,
-            image_base=IMAGE_LOAD_OFFSET,
-            image_size=self._spec.image_size,
-            windows=windows,
-            discovery=self._spec.discovery,
-        )
         firmware = mmap.mmap(-1, rom.ROM_SIZE)
         firmware.write(rom.compose(boot, rom.loader()))
         machine.add_memory(rom.ROM_ALIAS, firmware, readonly=True)
@@ -211,12 +224,18 @@ class KvmEnclave:
         ports = [
             PortRange(COM1, PORTS, serial.read, serial.write),
             PortRange(CMOS, 2, clock.read, clock.write),
+            PortRange(SLEEP_CONTROL, 1, lambda _: 0, lambda _, value: self._sleep(machine, value)),
             PortRange(I8042_DATA, 1, lambda _: keyboard.read_data(), lambda _, value: keyboard.write_data(value)),
             PortRange(I8042_COMMAND, 1, lambda _: keyboard.status, lambda _, value: keyboard.command(value)),
         ]
         bus = DeviceBus(ports, registers)
         console.start(serial, bus.locked)
         return bus
+
+    @staticmethod
+    def _sleep(machine: Machine, value: int) -> None:
+        if value & SLEEP_ENABLE:  # the only sleep that the tables offer is power-off
+            machine.stop(End("power-off"))
 
     def fileno(self) -> int:
         """The read end of a pipe that the last vCPU's thread closes."""
