@@ -2,7 +2,8 @@
 """An unmodified program against a simulated /dev/nitro_enclaves: its opens and ioctls are answered from outside.
 
 The program gets real descriptors: of a file in memory for the node, and of a pipe for each enclave, so duplicates,
-fork, poll and close are the kernel's business. What it donates is read from its memory when the enclave starts.
+fork, poll and close are the kernel's business. The driver's parameter ``ne_cpus`` can be read, too. What the program
+donates is read from its memory when the enclave starts.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from enclavekit.linux.cpu_pool import NE_CPUS
+from enclavekit.linux.cpu_topology import format_cpu_list
 from enclavekit.linux.nitro_enclaves import DEVICE, NE_CREATE_VM, NE_MAGIC
 from enclavekit.linux.seccomp import SYS_IOCTL, SYS_OPEN, SYS_OPENAT2, Listener, seccomp_notif, spawn
 from enclavekit.testing.nitro_device import FileId, SimulatedDevice
 from enclavekit.testing.nitro_driver import SimulatedDriver, Slot
 from enclavekit.testing.user_memory import ProcessMemory
 
+POOL = Path("/") / NE_CPUS
 PATH_MAX = 4096
 PAGE = 4096
 WARNING = "ordinary memory is taken for huge pages: the driver refuses it with NE_ERR_MEM_NOT_HUGE_PAGE (263)"
@@ -112,24 +116,29 @@ class Simulation:
         try:
             if call.nr == SYS_IOCTL:
                 self._ioctl(listener, call)
-            elif self._names_device(call):
-                self._open(listener, call)
             else:
-                listener.let_through(call)
+                self._open(listener, call, _path_of(call))
         except OSError:  # the thread is gone, or its pointers lead nowhere: the kernel knows what that means
             listener.let_through(call)
 
-    def _names_device(self, call: seccomp_notif) -> bool:
-        address = call.args[0] if call.nr == SYS_OPEN else call.args[1]
-        return posixpath.normpath(_string(ProcessMemory(call.pid), address)) == os.fsencode(DEVICE)
-
-    def _open(self, listener: Listener, call: seccomp_notif) -> None:
+    def _open(self, listener: Listener, call: seccomp_notif, path: str) -> None:
+        if path not in (str(DEVICE), str(POOL)):
+            listener.let_through(call)
+            return
         flags = call.args[1] if call.nr == SYS_OPEN else call.args[2]
         if call.nr == SYS_OPENAT2:
             (flags,) = struct.unpack("=Q", ProcessMemory(call.pid).read(call.args[2], 8))
-        fd = self._device.open()
+        fd = self._device.open() if path == str(DEVICE) else self._pool()
         listener.give(call, fd, close_on_exec=bool(flags & os.O_CLOEXEC))
         os.close(fd)
+
+    def _pool(self) -> int:
+        """What the driver's parameter says: the CPUs, whoever has them now."""
+        fd = os.memfd_create("ne_cpus", os.MFD_CLOEXEC)
+        cpus = (cpu for threads in self._driver.limits.pool.values() for cpu in threads)
+        os.write(fd, format_cpu_list(cpus).encode() + b"\n")
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
 
     def _ioctl(self, listener: Listener, call: seccomp_notif) -> None:
         file = _file_of(call.pid, call.args[0])
@@ -192,6 +201,12 @@ class NoMachines:
     def next_turn_s(self) -> float | None:
         """Until the next end."""
         return min(at for at, _ in self._ends) - self._clock() if self._ends else None
+
+
+def _path_of(call: seccomp_notif) -> str:
+    """What an open names, if that is an absolute path."""
+    address = call.args[0] if call.nr == SYS_OPEN else call.args[1]
+    return os.fsdecode(posixpath.normpath(_string(ProcessMemory(call.pid), address)))
 
 
 def _string(memory: ProcessMemory, address: int) -> bytes:

@@ -78,6 +78,15 @@ def test_the_signal_that_ends_us_is_the_programs() -> None:
         assert process.wait(30) == 128 + signal.SIGTERM
 
 
+@pytest.mark.usefixtures("permitted")
+def test_the_pool_can_be_read() -> None:
+    enclave = Path(sys.executable).with_name("enclave")
+    words = ["cat", "/sys/module/nitro_enclaves/parameters/ne_cpus"]
+    for _ in range(2):
+        done = subprocess.run([enclave, "simulate", "--", *words], capture_output=True, timeout=60, check=False)
+        assert (done.stdout, done.returncode) == (b"1,2,3,5,6,7\n", 0)
+
+
 def test_faults() -> None:
     assert parse_fault("SLOT_ADD_MEM=ENOMEM") == (Command.SLOT_ADD_MEM, 12)
     assert parse_fault("ENCLAVE_START=110") == (Command.ENCLAVE_START, 110)
