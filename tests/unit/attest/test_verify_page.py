@@ -66,7 +66,8 @@ def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     nonce = names["nonce"]
     names |= {"tls": Connection(), "binding": Binding, "document": fresh(nonce=nonce, user_data=b"digest of the key")}
     exec(compile(blocks[1], "docs/verify.md", "exec"), names)  # noqa: S102 - our own page
-    monkeypatch.setattr(RecipientKey, "generate", recipient)
+    pair = recipient()
+    monkeypatch.setattr(RecipientKey, "generate", lambda: pair)
     names |= {"kms": Kms(), "blob": b"", "ask_the_nsm": lambda public_key: fresh(public_key=public_key)}
     exec(compile(blocks[2], "docs/verify.md", "exec"), names)  # noqa: S102 - our own page
     assert names["secret"] == b"a data key, or whatever KMS decrypted"
