@@ -151,6 +151,7 @@ def run(
         environment=qemu_environment(),
         qemu=qemu,
         accel=None if accel == "auto" else Accel(accel),
+        cgroup=cgroup is not None,
     )
     options = RunOptions(
         runtime_directory=runtime_directory(),

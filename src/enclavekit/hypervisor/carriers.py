@@ -34,7 +34,7 @@ class CarrierOptions:
     """What the caller says, or its environment, of how carriers are made.
 
     ``qemu`` is a QEMU instead of the runtime's, whose directory is ``runtime_root``; ``search_path`` is a PATH, and
-    ``environment`` what programs get; ``accel`` None is for the best.
+    ``environment`` what programs get; ``accel`` None is for the best. ``cgroup``: it is to run in a control group.
     """
 
     runtime_root: Path
@@ -42,6 +42,7 @@ class CarrierOptions:
     environment: Mapping[str, str] = field(default_factory=dict)
     qemu: str | None = None
     accel: Accel | None = None
+    cgroup: bool = False
     nitro_device: Path = Path("/dev/nitro_enclaves")
     choose_accel: Callable[[Accel | None], Choice] = choose
 
@@ -72,7 +73,7 @@ def select_carrier(wanted: CarrierName | None, options: CarrierOptions) -> Selec
         return MAKERS[wanted](options)
     failures: dict[CarrierName, MissingError] = {}
     for name, make in MAKERS.items():
-        if name is CarrierName.KVM and (options.qemu is not None or options.accel is not None):
+        if name is CarrierName.KVM and (options.qemu is not None or options.accel is not None or options.cgroup):
             continue
         try:
             return make(options)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from enclavekit.errors import MissingError, NoQemuError
+from enclavekit.eif import Discovery
+from enclavekit.errors import LaunchError, MissingError, NoQemuError
 from enclavekit.hypervisor import carriers
 from enclavekit.hypervisor.accel import Accel, Choice
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, Selected, select_carrier
@@ -96,6 +97,17 @@ def test_words_for_qemu_choose_qemu(tmp_path: Path) -> None:
     named = str(tmp_path / "qemu-system-x86_64")
     assert select_carrier(None, with_kvm(tmp_path, FAST, qemu=named)).name is CarrierName.QEMU
     assert select_carrier(CarrierName.KVM, with_kvm(tmp_path, FAST, qemu=named)).name is CarrierName.KVM
+
+
+def test_control_groups_are_for_processes_of_their_own(tmp_path: Path) -> None:
+    assert select_carrier(None, with_kvm(tmp_path, FAST, cgroup=True)).name is CarrierName.QEMU
+    spec = LaunchSpec("00000000", 1 << 20, 1, 0, Discovery.CMDLINE, tmp_path, cgroup=tmp_path)
+    with pytest.raises(LaunchError) as caught:
+        KvmCarrier().create(spec)
+    assert caught.value.message == (
+        "control group: carrier kvm runs an enclave in threads of its process, which cannot have one"
+    )
+    assert caught.value.hint == "--carrier qemu"
 
 
 def test_kvm_that_is_slow_is_refused_unless_insisted_on(tmp_path: Path) -> None:

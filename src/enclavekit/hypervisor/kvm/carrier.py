@@ -70,7 +70,12 @@ class KvmCarrier:
     device: Path = DEVICE
 
     def create(self, spec: LaunchSpec) -> KvmEnclave:
-        """A new enclave without memory or CPUs."""
+        """A new enclave without memory or CPUs. ``LaunchError`` where it is to have a control group."""
+        if spec.cgroup is not None:
+            raise LaunchError(
+                "control group: carrier kvm runs an enclave in threads of its process, which cannot have one",
+                hint="--carrier qemu",
+            )
         return KvmEnclave(self, spec)
 
 
