@@ -50,7 +50,7 @@ CASES = [
         memory=None,
         carrier="nitro",
     ),
-    Case("memory-needed", "file", "a local machine needs 97 MiB", sets(), memory=None, carrier="qemu"),
+    Case("memory-needed", "file", "a local machine needs 81 MiB", sets(), memory=None, carrier="qemu"),
     Case(
         "memory",
         "file",
@@ -62,9 +62,9 @@ CASES = [
     Case(
         "memory",
         "file",
-        "memory: got 96 MiB, a local machine needs 97 MiB",
+        "memory: got 80 MiB, a local machine needs 81 MiB",
         sets(),
-        memory=96 << 20,
+        memory=80 << 20,
         carrier="kvm",
     ),
     *(
