@@ -32,7 +32,7 @@ from enclavekit.runtime.find import find_kernel
 SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "busybox-static")
 PROGRAMS = ("mmdebstrap",)
-REQUIREMENTS = ("click>=8.1", "rich>=13", "cbor2>=6.3", "cryptography>=42")
+REQUIREMENTS = ("click>=8.1", "rich>=13", "cbor2>=6.3", "cryptography>=42", "backports.zstd>=1")
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_28_x86_64")
 LIBRARY = "usr/lib/python3/dist-packages"
 LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")

@@ -13,7 +13,9 @@ entry:
     ljmpl $0x10, $entry32
 
     .code32
-entry32:
+    .org 0x40, 0x90
+    .globl entry32
+entry32:                        /* at 0x10040, for who is in this mode already */
     movw $0x18, %ax
     movw %ax, %ds
     movw %ax, %es

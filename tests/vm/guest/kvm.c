@@ -3,6 +3,7 @@
  * A guest: what it does is in the byte at 0x600.
  *
  *   'e'  drives virtio-vsock at 0xd0000000, IRQ 5: accepts connections to any port and echoes what comes, a byte 'q' ends it
+ *   'h'  the same, for connections to port 9 alone; before, it sends init's heartbeat
  *   's'  starts the second CPU by INIT and SIPI, and says so
  *   'i'  echoes the serial port, by its interrupt
  */
@@ -21,6 +22,8 @@ static void copy(volatile u8 *to, const volatile u8 *from, u32 size) { while (si
 extern void interrupt_entry(void);
 extern u8 second_cpu[], second_cpu_end[];
 
+enum { HEARTBEAT_PORT = 9000, OWN_PORT = 5000, ECHO_PORT = 9 };
+
 static volatile u32 interrupts;
 static u8 mode;
 
@@ -28,7 +31,7 @@ void on_interrupt(void);
 void on_interrupt(void)
 {
     interrupts++;
-    if (mode == 'e')
+    if (mode == 'e' || mode == 'h')
         *reg(0x64) = *reg(0x60);
     else
         while (inb(0x3fd) & 1)
@@ -127,6 +130,10 @@ static void echo(void)
     take_interrupts(5);
     set_up();
     say("ready\n");
+    if (mode == 'h') {
+        struct header parent = { 3, *reg(0x100), HEARTBEAT_PORT, OWN_PORT, 0, 0, 0, 0, 0, 0 };
+        answer(&parent, REQUEST, 0, 0);
+    }
     for (;;) {
         /* Looked at with interrupts off, or the one that matters could come before the hlt. */
         __asm__ volatile("cli");
@@ -138,7 +145,14 @@ static void echo(void)
         u32 index = queues[0].used.ring[queues[0].seen++ % SIZE].id;
         const struct header *header = (const struct header *)queues[0].buffers[index];
         const u8 *data = queues[0].buffers[index] + HEADER;
-        if (header->op == REQUEST) {
+        if (header->op == RESPONSE) {
+            u8 beat = 0xb7;
+            answer(header, RW, &beat, 1);
+        } else if (header->op == RW && header->destination_port == OWN_PORT) {
+            received += header->length;
+        } else if (header->op == REQUEST && mode == 'h' && header->destination_port != ECHO_PORT) {
+            answer(header, RST, data, 0);
+        } else if (header->op == REQUEST) {
             received = 0;       /* one connection at a time */
             answer(header, RESPONSE, data, 0);
         } else if (header->op == SHUTDOWN)
@@ -174,7 +188,7 @@ void guest_main(void);
 void guest_main(void)
 {
     mode = *(volatile u8 *)0x600;
-    if (mode == 'e')
+    if (mode == 'e' || mode == 'h')
         echo();
     if (mode == 's')
         start_second_cpu();
