@@ -24,7 +24,7 @@ INIT_FLAGS = ["-std=c11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror",
 LOADER_FLAGS = [
     "-target", "x86-freestanding-none", "-mcpu=i386", "-std=c11", "-Os", "-ffreestanding", "-fno-pic", "-fno-ident",
     "-fno-stack-protector", "-fno-builtin", "-fno-sanitize=all", "-mno-sse", "-mno-mmx", "-mno-80387",
-    "-Wall", "-Wextra", "-Werror", "-g0",
+    "-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=640", "-g0",
 ]  # fmt: skip
 
 

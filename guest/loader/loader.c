@@ -10,11 +10,7 @@
  * Sources: the EIF layout in docs/eif.md; Linux Documentation/arch/x86/boot.rst and zero-page.rst.
  */
 #include "loader.h"
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "machine.h"
 
 /* ---- boot description: written by Python at the ROM's first byte (enclavekit/platform/rom.py) ---- */
 
@@ -80,38 +76,19 @@ struct image {
 #define ZP_VID_MODE 0x1fa           /* u16 */
 #define ZP_E820 0x2d0               /* 20 bytes each */
 
-/* ---- the machine ---- */
+/* ---- numbers in memory, wherever they lie ---- */
 
-static inline void outb(u16 port, u8 value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
-
-static inline u8 inb(u16 port)
-{
-    u8 value;
-    __asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
-static inline u8 *memory(u32 address) { return (u8 *)address; }
-
-static inline u16 le16(const u8 *p) { return *(const u16 *)p; }
-static inline u32 le32(const u8 *p) { return *(const u32 *)p; }
-static inline u64 le64(const u8 *p) { return *(const u64 *)p; }
-static inline void put32(u8 *p, u32 value) { *(u32 *)p = value; }
+static inline u16 le16(const u8 *p) { return (u16)(p[0] | p[1] << 8); }
+static inline u32 le32(const u8 *p) { return le16(p) | (u32)le16(p + 2) << 16; }
+static inline u64 le64(const u8 *p) { return le32(p) | (u64)le32(p + 4) << 32; }
 static inline u16 be16(const u8 *p) { return (u16)(p[0] << 8 | p[1]); }
 static inline u32 be32(const u8 *p) { return (u32)be16(p) << 16 | be16(p + 2); }
 static inline u64 be64(const u8 *p) { return (u64)be32(p) << 32 | be32(p + 4); }
 
-/* Forward copy; also right for overlapping ranges that move down. */
-static void copy(u8 *to, const u8 *from, u32 size)
+static inline void put32(u8 *p, u32 value)
 {
-    u32 words = size / 4, rest = size % 4;
-    __asm__ volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(words) : : "memory");
-    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(rest) : : "memory");
-}
-
-static void clear(u8 *to, u32 size)
-{
-    __asm__ volatile("rep stosb" : "+D"(to), "+c"(size) : "a"(0) : "memory");
+    for (u32 i = 0; i < 4; i++)
+        p[i] = (u8)(value >> 8 * i);
 }
 
 /* ---- words on the serial port ---- */
@@ -139,8 +116,6 @@ static void print_hex(u64 value)
     print(text + first - 2);
 }
 
-void stop(void) __attribute__((noreturn));
-
 static void __attribute__((noreturn)) refuse(const char *what, u64 got, const char *expected)
 {
     print("loader: ");
@@ -155,8 +130,17 @@ static void __attribute__((noreturn)) refuse(const char *what, u64 got, const ch
 
 /* ---- the image ---- */
 
-static int apart(u64 a, u64 a_size, u64 b, u64 b_size) { return a + a_size <= b || b + b_size <= a; }
+#define MAX_CMDLINE_SECTION (1 << 16)
+#define MAX_SIGNATURE (1 << 15)
+#define MAX_METADATA (1 << 20)
 
+static void at_most(const char *what, u64 size, u64 limit)
+{
+    if (size > limit)
+        refuse(what, size, "less: nothing real is as large");
+}
+
+/* The rules are those of the strict reader, enclavekit/eif/reader.py; its order, too. */
 static void find_sections(const struct boot_description *boot, struct image *image)
 {
     const u8 *eif = memory(boot->image_base);
@@ -177,19 +161,22 @@ static void find_sections(const struct boot_description *boot, struct image *ima
 
     image->kernel.size = image->cmdline.size = image->ramdisks = 0;
     image->kernel.start = image->cmdline.start = 0;
+    u32 signatures = 0, metadata = 0;
+    u64 end = EIF_HEADER_SIZE;
     for (u32 i = 0; i < count; i++) {
         u64 offset = be64(eif + EIF_OFFSETS + 8 * i), length = be64(eif + EIF_SIZES + 8 * i);
         if (offset < EIF_HEADER_SIZE || offset > size || size - offset < SECTION_HEADER_SIZE)
             refuse("section offset", offset, "a place inside the image");
         if (length > size - offset - SECTION_HEADER_SIZE)
             refuse("section size", length, "no more than the image holds");
-        for (u32 j = 0; j < i; j++)
-            if (!apart(offset, SECTION_HEADER_SIZE + length, be64(eif + EIF_OFFSETS + 8 * j),
-                       SECTION_HEADER_SIZE + be64(eif + EIF_SIZES + 8 * j)))
-                refuse("section offset", offset, "no overlap with another section");
+        if (offset < end)
+            refuse("section offset", offset, "a place behind the section before");
+        end = offset + SECTION_HEADER_SIZE + length;
         const u8 *header = eif + (u32)offset;
         if (be64(header + 4) != length)
             refuse("section header size", be64(header + 4), "the size in the table");
+        if (be16(header + 2))
+            refuse("section flags", be16(header + 2), "0");
         struct span data = { boot->image_base + (u32)offset + SECTION_HEADER_SIZE, (u32)length };
         switch (be16(header)) {
         case KERNEL:
@@ -200,19 +187,27 @@ static void find_sections(const struct boot_description *boot, struct image *ima
         case CMDLINE_SECTION:
             if (image->cmdline.start)
                 refuse("cmdline sections", 2, "exactly one");
+            at_most("cmdline size", length, MAX_CMDLINE_SECTION);
             image->cmdline = data;
             break;
         case RAMDISK:
             if (!image->kernel.start)
                 refuse("ramdisk before the kernel at offset", offset, "the kernel first");
-            if (data.start < image->kernel.start)
-                refuse("ramdisk offset", offset, "a place after the kernel");
-            if (image->ramdisks && data.start < image->ramdisk[image->ramdisks - 1].start)
-                refuse("ramdisk offset", offset, "ramdisks in the order of the table");
             image->ramdisk[image->ramdisks++] = data;
             break;
         case SIGNATURE:
+            if (signatures++)
+                refuse("signature sections", 2, "at most one");
+            if (version < 3)
+                refuse("signature in image version", version, "3 or later");
+            at_most("signature size", length, MAX_SIGNATURE);
+            break;
         case METADATA:
+            if (metadata++)
+                refuse("metadata sections", 2, "at most one");
+            if (version < 4)
+                refuse("metadata in image version", version, "4");
+            at_most("metadata size", length, MAX_METADATA);
             break;
         default:
             refuse("section type", be16(header), "1 to 5");
@@ -222,15 +217,23 @@ static void find_sections(const struct boot_description *boot, struct image *ima
         refuse("kernel sections", 0, "exactly one");
     if (!image->cmdline.start)
         refuse("cmdline sections", 0, "exactly one");
+    if (!image->ramdisks)
+        refuse("ramdisk sections", 0, "at least one");
+    if (version == 4 && !metadata)
+        refuse("metadata sections", 0, "one, as version 4 must have");
 }
 
-/* One range that Linux unpacks as the concatenation of all ramdisks. */
+/*
+ * One range that Linux unpacks as the concatenation of all ramdisks. It begins on a page, or some kernels complain at
+ * length; our builder sees to it, other images are moved down by less than a page.
+ */
 static struct span join_ramdisks(const struct image *image)
 {
-    struct span joined = { 0, 0 };
-    if (!image->ramdisks)
-        return joined;
-    joined = image->ramdisk[0];
+    struct span joined = image->ramdisk[0];
+    u32 page = joined.start & ~0xfffu;
+    if (page != joined.start)
+        copy(memory(page), memory(joined.start), joined.size);
+    joined.start = page;
     for (u32 i = 1; i < image->ramdisks; i++) {
         struct span next = image->ramdisk[i];
         u32 end = joined.start + joined.size;
@@ -297,7 +300,7 @@ static void write_cmdline(const struct boot_description *boot, const struct imag
     memory(CMDLINE)[size] = 0;
 }
 
-static void write_zero_page(const struct boot_description *boot, const u8 *setup, struct span ramdisk, u32 entry)
+static void write_zero_page(const struct boot_description *boot, const u8 *setup, u32 entry)
 {
     u8 *zero_page = memory(ZERO_PAGE);
     clear(zero_page, 4096);
@@ -307,8 +310,6 @@ static void write_zero_page(const struct boot_description *boot, const u8 *setup
     zero_page[TYPE_OF_LOADER] = 0xff;
     zero_page[ZP_VID_MODE] = zero_page[ZP_VID_MODE + 1] = 0xff;
     put32(zero_page + CODE32_START, entry);
-    put32(zero_page + RAMDISK_IMAGE, ramdisk.start);
-    put32(zero_page + RAMDISK_SIZE, ramdisk.size);
     put32(zero_page + CMD_LINE_PTR, CMDLINE);
     zero_page[ZP_E820_COUNT] = (u8)boot->e820_count;
     copy(zero_page + ZP_E820, (const u8 *)boot->e820, boot->e820_count * sizeof(struct e820_entry));
@@ -319,7 +320,7 @@ u64 loader_main(void);
 
 u64 loader_main(void)
 {
-    const struct boot_description *boot = (const struct boot_description *)ROM_BASE;
+    const struct boot_description *boot = (const struct boot_description *)memory(ROM_BASE);
     struct image image;
 
     if (le32(memory(RESTART_MARKER)) == BOOT_MAGIC) {
@@ -334,13 +335,15 @@ u64 loader_main(void)
     find_sections(boot, &image);
     const u8 *setup = memory(image.kernel.start);
     check_kernel(&image, setup);
-    /* Kernel and command line first: joining the ramdisks may move them over what lies between. */
+    /* All that is taken from the image first: joining the ramdisks may move them over what lies before and between. */
     u32 entry = place_kernel(boot, &image, setup);
     write_cmdline(boot, &image, setup);
+    write_zero_page(boot, setup, entry);
+    u64 limit = le16(setup + XLOADFLAGS) & 2 ? 0xffffffff : le32(setup + INITRD_ADDR_MAX);
     struct span ramdisk = join_ramdisks(&image);
-    if (!(le16(setup + XLOADFLAGS) & 2) && ramdisk.size
-        && (u64)ramdisk.start + ramdisk.size - 1 > le32(setup + INITRD_ADDR_MAX))
+    if (ramdisk.size && (u64)ramdisk.start + ramdisk.size - 1 > limit)
         refuse("ramdisk end", (u64)ramdisk.start + ramdisk.size, "below the kernel's limit");
-    write_zero_page(boot, setup, ramdisk, entry);
+    put32(memory(ZERO_PAGE) + RAMDISK_IMAGE, ramdisk.start);
+    put32(memory(ZERO_PAGE) + RAMDISK_SIZE, ramdisk.size);
     return (u64)entry << 32 | ZERO_PAGE;
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,11 @@ exit 42
 
 
 @pytest.fixture(scope="module")
-def image(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("protocols") / "image.eif"
+    rootfs = made.with_name("rootfs")
+    make = Path(__file__).parents[2] / "examples/hello/make_rootfs.py"
+    subprocess.run([sys.executable, make, rootfs], check=True)
     build = Enclave(made.parent)("build", "-q", f"dir:{rootfs}", "-o", made, "--logs", "--", "sh", "-c", TOLD)
     assert build.returncode == 0, build.stderr
     return made
@@ -49,6 +54,7 @@ def boots(image: Path, protocol: str) -> dict[tuple[int, str], list[str]]:
         return dict(zip(MACHINES, pool.map(boot, MACHINES), strict=True))
 
 
+@pytest.mark.timeout(400)
 def test_cpus_and_memory_are_all_there(told: dict[tuple[int, str], list[str]]) -> None:
     for (cpus, memory), lines in told.items():
         assert lines[1] == str(cpus)

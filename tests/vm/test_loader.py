@@ -120,14 +120,14 @@ CASES = {
     ),
     "overlap": (
         changed(0x1C + 8, HEADER.to_bytes(8, "big")),
-        "section offset: got 0x00000224, expected no overlap with another section",
+        "section offset: got 0x00000224, expected a place behind the section before",
     ),
     "table and header": (
         changed(HEADER + 4, (1).to_bytes(8, "big")),
         "section header size: got 0x00000001, expected the size in the table",
     ),
     "type": (changed(HEADER, b"\0\x09"), "section type: got 0x00000009, expected 1 to 5"),
-    "no kernel": (changed(HEADER, b"\0\x05"), "ramdisk before the kernel at offset"),
+    "no kernel": (changed(HEADER, b"\0\x03"), "ramdisk before the kernel at offset"),
     "no bzImage": (changed(KERNEL + 0x202, b"xxxx"), "kernel magic: got 0x78787878, expected 0x53726448 of a bzImage"),
     "old protocol": (
         changed(KERNEL + 0x206, b"\x00\x02"),
@@ -151,7 +151,7 @@ CASES = {
     ),
     "ramdisk before the kernel": (
         ramdisk_before_the_kernel(),
-        "ramdisk offset: got 0x00000a7a, expected a place after the kernel",
+        "section offset: got 0x00000a30, expected a place behind the section before",
     ),
     "command line": (
         changed(KERNEL + 0x238, (10).to_bytes(4, "little")),
