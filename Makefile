@@ -41,6 +41,7 @@ bench: $(STAMP) runtime programs
 	$(PYTHON) bench/boot.py
 	$(PYTHON) bench/vsock.py
 	$(PYTHON) bench/attest.py
+	$(PYTHON) bench/nsm.py
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format .
