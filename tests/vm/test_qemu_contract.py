@@ -19,6 +19,8 @@ from enclavekit.hypervisor.qemu import QemuCarrier
 from enclavekit.image.kernel import image_discovery
 from enclavekit.runtime import find_qemu
 
+pytestmark = pytest.mark.timeout(300)
+
 
 class TestQemu(CarrierContract):
     @pytest.fixture(scope="class")
@@ -35,6 +37,6 @@ class TestQemu(CarrierContract):
         carrier = QemuCarrier(qemu.command, qemu.environment, qemu.version, Accel.TCG)
         with image.open("rb") as file:
             found = eif.read(file)
-            spec = LaunchSpec("00000001", 256 << 20, 2, found.size, image_discovery(file, found), tmp_path)
+            spec = LaunchSpec("00000001", 256 << 20, 1, found.size, image_discovery(file, found), tmp_path)
             parts = Parts.of_image(file, found, "a.eif")
             yield Subject(carrier, spec, file, parts, beat=lambda: None, end=lambda: None)

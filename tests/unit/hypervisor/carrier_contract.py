@@ -22,7 +22,7 @@ from enclavekit.hypervisor.contract import Carrier, Enclave, ImageKind, LaunchSp
 from enclavekit.hypervisor.launch import launch
 from enclavekit.hypervisor.parts import Parts
 
-TIMEOUT_S = 100.0
+TIMEOUT_S = 240.0
 
 
 @dataclass
