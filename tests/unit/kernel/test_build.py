@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import lzma
+import os
 import tarfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from struct import pack_into
 
@@ -17,7 +19,8 @@ from enclavekit.kernel import build as build_module
 from enclavekit.kernel.build import BuiltKernel, KernelRequest, build_kernel
 from enclavekit.kernel.configuration import Target
 from enclavekit.kernel.toolchain import HOST, LOADER, PARTS, TOOLS
-from enclavekit.runtime import Installed, Progress, Runtime
+from enclavekit.linux.locks import try_lock
+from enclavekit.runtime import Installed, Progress, Runtime, Stage
 from enclavekit.runtime.kernels import Kernels
 from enclavekit.runtime.manifest import Component, Package
 
@@ -32,6 +35,7 @@ case "$*" in
 *bzImage)
     echo "  CC      a.o"
     env >DIRECTORY/environment
+    [ ! -e DIRECTORY/hangs ] || { echo $$ >DIRECTORY/pid; echo "  CC      b.o"; exec sleep 600; }
     [ ! -e DIRECTORY/fails ] || { echo "a.c:1: error: expected a kernel"; exit 2; }
     mkdir -p "$out/arch/x86/boot" "$out/include/config"
     echo 6.12.1-enclave >"$out/include/config/kernel.release"
@@ -106,13 +110,19 @@ class Builder:
         self.cache = tmp_path / "cache"
         self.told: list[Progress] = []
 
-    def __call__(self, *fragments: str, name: str | None = None, version: str = "6.12") -> BuiltKernel:
+    def __call__(
+        self,
+        *fragments: str,
+        name: str | None = None,
+        version: str = "6.12",
+        report: Callable[[Progress], None] | None = None,
+    ) -> BuiltKernel:
         return build_kernel(
             KernelRequest(version, Target.X86_64, fragments, name),
             runtime=self.runtime,
             kernels=self.kernels,
             cache=self.cache,
-            report=self.told.append,
+            report=report or self.told.append,
         )
 
     def left(self) -> list[str]:
@@ -167,6 +177,43 @@ def test_a_build_that_fails_says_what_failed_and_leaves_its_log(builder: Builder
     assert failed.value.hint == f"all that it said is in {builder.cache / 'failed.log'}"
     assert builder.left() == ["failed.log"]
     assert builder.kernels.all() == []
+
+
+def test_an_interruption_ends_the_build_and_leaves_nothing(builder: Builder) -> None:
+    (builder.runtime.place / "hangs").touch()
+    pid_file = builder.runtime.place / "pid"
+
+    def interrupt(progress: Progress) -> None:
+        if progress.stage is Stage.COMPILE:
+            while not pid_file.exists() or not pid_file.read_text().endswith("\n"):
+                os.sched_yield()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        builder(report=interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+    assert builder.left() == []
+    assert builder.kernels.all() == []
+
+
+def test_a_second_build_waits_for_the_first(builder: Builder) -> None:
+    builder.cache.mkdir()
+    fd = try_lock(builder.cache / "lock")
+    assert fd is not None
+    waits = threading.Event()
+    built: list[BuiltKernel] = []
+
+    def work() -> None:
+        built.append(builder(report=lambda progress: waits.set() if progress.stage is Stage.WAITING else None))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert waits.wait(60)
+    assert built == []
+    os.close(fd)
+    thread.join()
+    assert built[0].seconds is not None
 
 
 def test_options_that_the_source_does_not_take_are_told(builder: Builder) -> None:
