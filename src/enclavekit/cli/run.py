@@ -76,6 +76,7 @@ GIVEN_TO_BUILD = (
 @click.option(
     "--carrier",
     "carrier_name",
+    envvar="ENCLAVEKIT_CARRIER",
     type=click.Choice(["auto", *(carrier.value for carrier in CarrierName)]),
     default="auto",
     help="What runs it; the best that this machine has.",
