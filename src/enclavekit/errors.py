@@ -152,6 +152,13 @@ class NotEnoughMemoryError(LaunchError):
     remedy = "give more with `--memory`, or leave it at `auto`; if the machine has too little, stop something"
 
 
+class NotEnoughHugePagesError(NotEnoughMemoryError):
+    """Too few huge pages are free for an enclave of the driver's."""
+
+    code = "huge-pages"
+    remedy = "raise `memory_mib` in `allocator.yaml` and run `enclave allocate`, or end another enclave"
+
+
 class ImageTooLargeError(LaunchError):
     """The image is larger than a local machine can boot."""
 

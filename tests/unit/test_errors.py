@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from enclavekit import errors
 
 CODES = {
+    "huge-pages",
     "allocation", "allocator-config",
     "boot", "build", "locked", "control", "guest-memory", "heartbeat", "no-docker", "no-enclave",
     "panic", "no-image", "project",

@@ -88,7 +88,8 @@ def preflight(
 
     def cpus() -> str:
         check_cpus(options.cpus)
-        check_cpu_list(options.cpu_list)
+        if local:
+            check_cpu_list(options.cpu_list)
         return f"{options.cpus}"
 
     def values() -> str:
@@ -103,7 +104,8 @@ def preflight(
     found.check("carrier", carrier)
     found.check("image", image)
     found.check("boot", machine)
-    if found.planned is not None:
+    local = found.selected is None or found.selected.name is not CarrierName.NITRO
+    if found.planned is not None and local:
         found.check("memory", memory)
     found.check("cpus", cpus)
     if found.selected is not None and found.selected.name is CarrierName.NITRO and found.planned is not None:

@@ -25,6 +25,7 @@ from enclavekit.errors import Error, LaunchError, NotEnoughMemoryError
 from enclavekit.hypervisor.contract import Carrier, Enclave, LaunchSpec, Mode
 from enclavekit.hypervisor.heartbeat import heartbeat_timeout_s
 from enclavekit.hypervisor.launch import launch
+from enclavekit.hypervisor.nitro import NitroCarrier
 from enclavekit.image.kernel import image_discovery
 from enclavekit.linux.memory import available_memory
 from enclavekit.platform.machine import MAX_CPUS, BootProtocol, Platform
@@ -77,6 +78,7 @@ class Running:
     module_id: str | None = None
     """Of its NSM, if it has one."""
     name: str = ""
+    enclave: Enclave | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +130,7 @@ def run(
     check_cpus(options.cpus)
     planned = plan(file, options.memory, datetime.now(UTC), options.platform)
     check_values(file, planned.image, options.values)
-    check_memory(planned.memory)
-    check_cpu_list(options.cpu_list)
+    check_host(carrier, planned.memory, options.cpu_list)
     directory = claim(options.runtime_directory, options.cid, options.name, numbered=options.name_numbered)
     with ExitStack() as stack:
         # Until it is started there is nothing to remember.
@@ -197,6 +198,7 @@ def run(
                     supervisor.request_stop,
                     nsm.module_id if nsm is not None else None,
                     str(directory.state["name"]),
+                    enclave,
                 )
             )
             outcome = supervisor.wait()
@@ -216,6 +218,13 @@ def check_cpus(cpus: int) -> None:
     """LaunchError for a number of vCPUs that no local machine has."""
     if not 1 <= cpus <= MAX_CPUS:
         raise LaunchError(f"CPUs: got {cpus}, expected 1 to {MAX_CPUS}")
+
+
+def check_host(carrier: Carrier, memory: int, cpu_list: frozenset[int] | None) -> None:
+    """That this machine has what an enclave takes of it. What the driver gives away was set aside before: it knows."""
+    if not isinstance(carrier, NitroCarrier):
+        check_memory(memory)
+        check_cpu_list(cpu_list)
 
 
 def check_memory(memory: int) -> None:

@@ -73,13 +73,17 @@ class NitroCarrier:
 
 
 class NitroEnclave:
-    """One enclave by its descriptor (see ``contract.Enclave``). ``slot_uid`` is the device's name for it."""
+    """One enclave by its descriptor (see ``contract.Enclave``).
+
+    ``slot_uid`` is the device's name for it, ``cpus`` are those it has.
+    """
 
     def __init__(self, carrier: NitroCarrier, spec: LaunchSpec) -> None:
         self._carrier = carrier
         self._device = carrier.device
         self._spec = spec
         self._fd, self.slot_uid = nitro_enclaves.create_vm(carrier.device)
+        self.cpus: list[int] = []
         self._buffers: list[mmap.mmap] = []
         self._named_cpus = iter(sorted(spec.cpu_list or ()))
         self._cleanup = ExitStack()
@@ -97,6 +101,11 @@ class NitroEnclave:
             offset += len(buffer)
         return regions
 
+    @property
+    def memory(self) -> int:
+        """Bytes of all its pages."""
+        return sum(map(len, self._buffers))
+
     def image_load_offset(self, kind: ImageKind) -> int:
         """What the driver says: 8 MiB with all that are known."""
         return nitro_enclaves.image_load_offset(self._device, self._fd, kind)
@@ -113,15 +122,16 @@ class NitroEnclave:
         """Of the driver's pool; without a number, the next of those that the specification names, if it does."""
         if cpu is None:
             cpu = next(self._named_cpus, 0)
-        return nitro_enclaves.add_vcpu(self._device, self._fd, cpu)
+        number = nitro_enclaves.add_vcpu(self._device, self._fd, cpu)
+        self.cpus.append(number)
+        return number
 
     def start(self, *, mode: Mode, cid: int | None = None) -> int:
         """Take the heartbeat's port, waiting for it if need be, then start."""
         if self._heartbeat is not None:
             raise LaunchError("start: the enclave was started before")
-        memory = sum(map(len, self._buffers))
         self._heartbeat = HeartbeatPort(
-            self._carrier.vsock, self._carrier.lock, heartbeat_timeout_s(self._spec.image_size, memory)
+            self._carrier.vsock, self._carrier.lock, heartbeat_timeout_s(self._spec.image_size, self.memory)
         )
         self._cleanup.callback(self._heartbeat.close)
         self._cid = nitro_enclaves.start_enclave(self._device, self._fd, cid or 0, mode.value)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
-from enclavekit.errors import NotEnoughMemoryError
+from enclavekit.errors import NotEnoughHugePagesError
 
 
 class Buffer(Protocol):
@@ -38,7 +38,8 @@ class PageChoice(StrEnum):
 def allocate(size: int, sizes: Sequence[int], map_page: Callable[[int], B], choice: PageChoice) -> list[B]:
     """Pages of at least ``size`` bytes in all, the largest first; ``sizes`` are those of the machine, in bytes.
 
-    ``map_page`` raises ``OSError`` when there is none of that size. Errors: ``NotEnoughMemoryError``; no page is kept.
+    ``map_page`` raises ``OSError`` when there is none of that size. Errors: ``NotEnoughHugePagesError``, and
+    no page is kept.
     """
     pages: list[B] = []
     missing = size
@@ -61,7 +62,7 @@ def allocate(size: int, sizes: Sequence[int], map_page: Callable[[int], B], choi
             while missing > 0 and take(page_size):
                 pass
         if missing > 0:
-            raise NotEnoughMemoryError(
+            raise NotEnoughHugePagesError(
                 f"memory: {size >> 20} MiB of huge pages were asked for, {(size - missing) >> 20} MiB could be had",
                 hint="reserve more: enclave allocate, best early after boot; or end another enclave",
             )

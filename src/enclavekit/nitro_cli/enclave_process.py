@@ -36,10 +36,12 @@ from enclavekit.errors import (
     ImageTooLargeError,
     LaunchError,
     MissingError,
+    NotEnoughHugePagesError,
     NotEnoughMemoryError,
     SignatureError,
 )
 from enclavekit.hypervisor.contract import Carrier, Mode
+from enclavekit.hypervisor.nitro import NitroEnclave
 from enclavekit.linux.process import allow_many_files
 from enclavekit.nitro_cli.codes import Code
 from enclavekit.nitro_cli.command import NitroCliError, json_text
@@ -55,6 +57,7 @@ TERMINATE_TIMEOUT_S = 30.0
 
 CODES: tuple[tuple[type[Error], Code], ...] = (
     (ImageTooLargeError, Code.MEMORY_OVERFLOW),
+    (NotEnoughHugePagesError, Code.INSUFFICIENT_MEMORY),
     (NotEnoughMemoryError, Code.INSUFFICIENT_MEMORY_REQUESTED),
     (CertificateError, Code.SIGNATURE),
     (SignatureError, Code.SIGNATURE),
@@ -133,6 +136,7 @@ class EnclaveProcess:
         self._examining: threading.Thread | None = None
         self._examined: eif.Examined | None = None
         self._memory = 0
+        self._cpus = prepared.cpus
         self.name = prepared.name
         self.enclave_id = ""
         self.cid = 0
@@ -186,11 +190,15 @@ class EnclaveProcess:
         if NAME.fullmatch(self.name):
             self.name = running.name
         self.enclave_id = running.module_id or f"{self._instance}-enc{running.enclave_id}"
+        self._memory = running.memory
+        if isinstance(running.enclave, NitroEnclave):  # the driver knows better what it gave
+            self.enclave_id = f"{self._instance}-enc{running.enclave.slot_uid:x}"
+            self._cpus, self._memory = tuple(running.enclave.cpus), running.enclave.memory
         name_process(f"enc-{self._slot}")
-        self.cid, self._memory = running.cid, running.memory
+        self.cid = running.cid
         self._examining = threading.Thread(target=self._examine, daemon=True)
         self._examining.start()
-        cpus = ", ".join(map(str, self._prepared.cpus))
+        cpus = ", ".join(map(str, self._cpus))
         self._say(f"Started enclave with enclave-cid: {self.cid}, memory: {self._memory >> 20} MiB, cpu-ids: [{cpus}]")
 
     def _on_running(self, logs: bool) -> None:
@@ -211,8 +219,8 @@ class EnclaveProcess:
             "EnclaveID": self.enclave_id,
             "ProcessID": os.getpid(),
             "EnclaveCID": self.cid,
-            "NumberOfCPUs": len(self._prepared.cpus),
-            "CPUIDs": list(self._prepared.cpus),
+            "NumberOfCPUs": len(self._cpus),
+            "CPUIDs": list(self._cpus),
             "MemoryMiB": self._memory >> 20,
         }
 

@@ -19,7 +19,7 @@ import click
 
 from enclavekit.enclave.directory import CONSOLE, is_running, running, unique_name
 from enclavekit.enclave.log_file import read_log
-from enclavekit.enclave.run import check_memory
+from enclavekit.enclave.run import check_host
 from enclavekit.environment import (
     attestation_directory,
     data_directory,
@@ -144,7 +144,7 @@ def _prepare(options: RunEnclaveOptions, stack: ExitStack) -> Prepared:
         if selected.lacks is not None:
             click.echo(selected.lacks, err=True)
         try:
-            check_memory(options.memory_mib * MIB)
+            check_host(selected.carrier, options.memory_mib * MIB, None)
         except NotEnoughMemoryError as error:
             raise NitroCliError(Code.INSUFFICIENT_MEMORY, error.message) from error
         if not cpus:

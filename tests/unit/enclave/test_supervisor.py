@@ -34,7 +34,7 @@ from enclavekit.codec.init_frames import (
 from enclavekit.enclave import run as run_module
 from enclavekit.enclave.directory import claim
 from enclavekit.enclave.log_file import LIMIT, LogFile
-from enclavekit.enclave.run import check_cpu_list, check_memory, ending_of
+from enclavekit.enclave.run import check_cpu_list, check_host, check_memory, ending_of
 from enclavekit.enclave.supervisor import Outcome, Streams, Supervisor
 from enclavekit.errors import (
     BootError,
@@ -48,7 +48,10 @@ from enclavekit.errors import (
     PanicError,
     ProtocolError,
 )
+from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.contract import Enclave, Statistics
+from enclavekit.hypervisor.nitro import NitroCarrier
+from enclavekit.hypervisor.qemu import QemuCarrier
 
 
 class FakeEnclave:
@@ -386,6 +389,9 @@ def test_what_a_machine_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
         check_memory(2048 << 20)
     assert caught.value.message == ("memory: the enclave is to have 2048 MiB, this machine has 900 MiB available")
     check_memory(900 << 20)
+    with pytest.raises(NotEnoughMemoryError):
+        check_host(QemuCarrier(["qemu"], {}, (11, 1, 0), Accel.TCG), 2048 << 20, None)
+    check_host(NitroCarrier(), 2048 << 20, frozenset([4096]))  # its pages and CPUs are set aside already
     check_cpu_list(frozenset(os.sched_getaffinity(0)))
     with pytest.raises(LaunchError, match=r"^CPUs 4096: not among those that this process may use$"):
         check_cpu_list(frozenset([*os.sched_getaffinity(0), 4096]))

@@ -26,8 +26,17 @@ from kernel_files import bzimage
 from enclavekit import eif
 from enclavekit.eif import BytesContent, Section, SectionType
 from enclavekit.enclave.directory import claim
-from enclavekit.errors import LaunchError
+from enclavekit.errors import (
+    DriverError,
+    Error,
+    HeartbeatError,
+    LaunchError,
+    NotEnoughHugePagesError,
+    NotEnoughMemoryError,
+)
 from enclavekit.nitro_cli import cpus
+from enclavekit.nitro_cli.codes import Code
+from enclavekit.nitro_cli.enclave_process import failure_of
 from enclavekit.nitro_cli.main import run_command
 from enclavekit.nitro_cli.server import EnclaveServer
 from enclavekit.nitro_cli.wire import CONFIRMATION, LENGTH, frame, read_frame, read_number, read_reply
@@ -372,6 +381,19 @@ def test_what_its_process_finds(make: Callable[[], bytes], code: str) -> None:
     assert done.stderr.startswith("Start allocating memory...\n")
     assert "\nFailed connections: 1\n[ E39 ]" in done.stderr
     assert list(Path("sockets").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotEnoughHugePagesError("x"), Code.INSUFFICIENT_MEMORY),
+        (NotEnoughMemoryError("x"), Code.INSUFFICIENT_MEMORY_REQUESTED),
+        (HeartbeatError("x"), Code.ENCLAVE_BOOT),
+        (DriverError("x"), Code.IOCTL),
+    ],
+)
+def test_the_code_of_an_error(error: Error, code: Code) -> None:
+    assert failure_of(error, "a.eif").code is code
 
 
 def signed(first: datetime) -> bytes:
