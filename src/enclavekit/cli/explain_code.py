@@ -50,6 +50,14 @@ def _tree(kind: type[Error]) -> Iterator[type[Error]]:
         yield from _tree(child)
 
 
+def _driver_code(text: str) -> str:
+    """Our code for one of the driver's, by its name, NE_ERR_..., or its number from 256 on; else what was given."""
+    for kind in _tree(errors.DriverError):
+        if issubclass(kind, errors.DriverError) and kind.name and text.upper() in (kind.name, str(kind.number)):
+            return kind.code
+    return text
+
+
 def _meaning(kind: type[Error]) -> str:
     """Without what is for readers of the code: the first paragraph, on one line."""
     return " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
@@ -63,12 +71,15 @@ def _sentence(text: str) -> str:
 @click.argument("code", required=False, metavar="[CODE]")
 @output_options
 def explain(code: str | None, output: Output) -> None:
-    """What an error means, and what helps: by the code that --json prints, or nitro-cli's, as in E26.
+    """What an error means, and what helps.
+
+    CODE is what --json prints, or nitro-cli's, as in E26, or the driver's, as in 266.
 
     Without CODE, all that there are.
     """
     known = list(explanations())
-    found = known if code is None else [one for one in known if one.code.lower() == code.lower()]
+    wanted = None if code is None else _driver_code(code)
+    found = known if wanted is None else [one for one in known if one.code.lower() == wanted.lower()]
     if code is not None and not found:
         near = get_close_matches(code.lower(), [one.code for one in known if one.origin != "nitro-cli"], 1)
         raise UsageError(

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from enclavekit import errors
 from enclavekit.cli.explain_code import explanations
 from enclavekit.cli.main import run_command
 from enclavekit.inspection.findings import RULES
@@ -39,6 +40,14 @@ def test_one_code_of_two_origins(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["explain", "memory", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["explanations"]
     assert [one["origin"] for one in found] == ["error", "lint"]
+
+
+@pytest.mark.parametrize("word", ["266", "NE_ERR_NO_MEM_REGIONS_ADDED", "ne_err_no_mem_regions_added"])
+def test_the_drivers_errors(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["explain", word, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["explanations"]
+    kind = next(one for one in errors.DriverError.__subclasses__() if one.number == 266)
+    assert (found["code"], found["origin"]) == (kind.code, "error")
 
 
 def test_a_code_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
