@@ -19,6 +19,7 @@ LINT0, LINT1 = 0x350, 0x360
 DELIVER_NMI, DELIVER_EXTINT = 0x400, 0x700
 DELIVERY_MODE = 0x700
 
+AMD_TOPOLOGY = 0x8000_001E
 HYPERVISOR, TSC_DEADLINE = 1 << 31, 1 << 24
 HYPER_THREADING = 1 << 28
 
@@ -40,6 +41,7 @@ def cpuid(number: int, count: int, supported: abi.kvm_cpuid2, *, tsc_deadline: b
     """What KVM supports, as of the CPU with APIC id ``number``: ``count`` cores of one package, a thread each."""
     table = _with_levels(supported)
     bits = (count - 1).bit_length()
+    is_amd = any(entry.function == AMD_TOPOLOGY for entry in table.entries[: table.nent])
     for entry in table.entries[: table.nent]:
         match entry.function:
             case 1:
@@ -53,9 +55,9 @@ def cpuid(number: int, count: int, supported: abi.kvm_cpuid2, *, tsc_deadline: b
                 shift, processors, kind = {0: (0, 1, 1), 1: (bits, count, 2)}.get(entry.index, (0, 0, 0))
                 entry.eax, entry.ebx = shift, processors
                 entry.ecx, entry.edx = kind << 8 | entry.index, number
-            case 0x8000_0008:
+            case 0x8000_0008 if is_amd:
                 entry.ecx = entry.ecx & ~0xF0FF | (count - 1) | bits << 12
-            case 0x8000_001E:
+            case 0x8000_001E:  # AMD_TOPOLOGY
                 entry.eax, entry.ebx, entry.ecx = number, number, 0
     return table
 
