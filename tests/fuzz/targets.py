@@ -33,6 +33,7 @@ with atheris.instrument_imports(include=["enclavekit"]):
     from enclavekit.errors import AttestationError, Error, RecipientError
     from enclavekit.image.initramfs import open_ramdisk
     from enclavekit.inspection.unpack import unpack
+    from enclavekit.virtio.nsm import MAX_RESPONSE, Nsm
 
 import made_documents
 from attestation_data import MADE as MADE_DOCUMENTS
@@ -170,12 +171,22 @@ def fuzz_recipient(data: bytes) -> None:
         key.open(data)
 
 
+def fuzz_nsm(data: bytes) -> None:
+    """A guest that asks its security module anything, several times."""
+    module = Nsm(made_documents.MODULE, {}, lambda pcrs, **options: b"document")
+    for request in data.split(b"\0\0", 15):
+        response = module.answer(request)
+        assert len(response) <= MAX_RESPONSE
+        cbor.decode(response, "response")
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "eif": fuzz_eif,
     "signature": fuzz_signature,
     "certificate": fuzz_certificate,
     "cpio": fuzz_cpio,
     "vsock": fuzz_vsock,
+    "nsm": fuzz_nsm,
     "document": fuzz_document,
     "chain": fuzz_chain,
     "recipient": fuzz_recipient,
@@ -195,6 +206,10 @@ def seeds(target: str) -> list[bytes]:
         return list(made_documents.good_chain())
     if target == "recipient":
         return [enveloped()]
+    if target == "nsm":
+        arguments = {"index": 16, "data": b"x", "range": 20, "nonce": b"n", "user_data": None, "public_key": "k"}
+        names = ("DescribePCR", "ExtendPCR", "LockPCR", "LockPCRs", "Attestation")
+        return [cbor.encode("GetRandom"), cbor.encode("DescribeNSM"), *(cbor.encode({one: arguments}) for one in names)]
     if target == "vsock":
         return [bytes(200), bytes(range(256))]
     if target == "certificate":

@@ -182,6 +182,8 @@ def run(
     output.detail(selected.reason)
     if options.boot is not BootProtocol.EIF:
         output.detail(f"boot protocol {options.boot}; what is measured is the image, whatever the protocol")
+    if selected.name is CarrierName.NITRO and (role is not None or instance_id is not None):
+        raise UsageError("--role, --instance-id: a real enclave's PCR3 and PCR4 tell of the instance that it runs on")
     if selected.lacks is not None:
         output.say(selected.lacks)
     allow_many_files()  # each vsock connection is a Unix socket

@@ -120,3 +120,10 @@ def test_a_root_without_its_key_is_never_replaced(tmp_path: Path) -> None:
 def test_what_is_no_instance_id(text: str) -> None:
     with pytest.raises(UsageError, match="expected i- and 8 to 17 hexadecimal digits"):
         check_instance_id(text)
+
+
+def test_the_leaf_is_used_again(tmp_path: Path) -> None:
+    signer = DocumentSigner(Authority(tmp_path / "a"), MODULE)
+    made = [Document.parse(signer(PCRS, public_key=None, user_data=None, nonce=nonce)) for nonce in (b"1", b"2")]
+    assert made[0].unverified.certificate == made[1].unverified.certificate
+    assert made[0].signature != made[1].signature
