@@ -13,6 +13,7 @@ from enclavekit.enclave.run import RunOptions
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions
 from enclavekit.inspection.findings import Finding, Level
 from enclavekit.inspection.lint import lint
+from enclavekit.platform.guest_map import guest_map
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,13 @@ def _object(found: Preflight, findings: tuple[Finding, ...], options: RunOptions
         "carrier": selected.name.value if selected else None,
         "accel": selected.accel.value if selected and selected.accel else None,
         "memory": found.planned.memory if found.planned else None,
+        "boot": options.boot.value,
+        "memory_map": [
+            {"name": one.name, "start": one.start, "end": one.end}
+            for one in guest_map(options.boot, found.planned.kernel, found.planned.image, found.planned.memory)
+        ]
+        if found.planned
+        else None,
         "cpus": options.cpus,
         "mode": options.mode.name.lower(),
         "cid": found.cid,

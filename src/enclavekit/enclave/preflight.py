@@ -78,7 +78,7 @@ def preflight(
         return f"{size}, {count} sections, CRC 0x{examined.measured.crc:08x}"
 
     def machine() -> str:
-        found.planned = plan(file, options.memory, at, options.platform)
+        found.planned = plan(file, options.memory, at, options.platform, options.boot)
         return f"{found.planned.memory >> 20} MiB of memory"
 
     def memory() -> str:

@@ -92,9 +92,16 @@ class Plan:
     """PCR0, 1 and 2 of the image, and 8 when it is signed."""
     needed: int
     """Bytes of memory without which it does not boot."""
+    kernel: BzImage
 
 
-def plan(file: BinaryIO, memory: int | None, at: datetime, platform: Platform = Platform.DEFAULT) -> Plan:
+def plan(
+    file: BinaryIO,
+    memory: int | None,
+    at: datetime,
+    platform: Platform = Platform.DEFAULT,
+    boot: BootProtocol = BootProtocol.EIF,
+) -> Plan:
     """Read an image and choose its memory. Errors: ``EifError``, ``KernelError``, ``LaunchError``.
 
     A signature has to hold, and its certificate to be valid at that time, as for a real hypervisor: ``SignatureError``,
@@ -111,9 +118,10 @@ def plan(file: BinaryIO, memory: int | None, at: datetime, platform: Platform = 
         raise LaunchError(f"image for {image.arch}, expected {Arch.X86_64}, as this machine is")
     file.seek(image.kernel.offset)
     kernel = BzImage.parse(file.read(min(READ_SIZE, image.kernel.size)), image.kernel.size)
-    needed = needed_memory(kernel, image.size, sum(section.size for section in image.ramdisks))
+    ramdisks = sum(section.size for section in image.ramdisks)
+    needed = needed_memory(kernel, image.size, ramdisks, boot)
     discovery = nitro_discovery(file, image) if platform is Platform.NITRO else image_discovery(file, image)
-    return Plan(image, choose_memory(needed, memory), discovery, pcrs, needed)
+    return Plan(image, choose_memory(needed, memory), discovery, pcrs, needed, kernel)
 
 
 def run(
@@ -128,7 +136,7 @@ def run(
     No process and no socket is left behind, whatever happens; how it ended is found by ``directory.ended``.
     """
     check_cpus(options.cpus)
-    planned = plan(file, options.memory, datetime.now(UTC), options.platform)
+    planned = plan(file, options.memory, datetime.now(UTC), options.platform, options.boot)
     check_values(file, planned.image, options.values)
     check_host(carrier, planned.memory, options.cpu_list)
     directory = claim(options.runtime_directory, options.cid, options.name, numbered=options.name_numbered)

@@ -28,6 +28,7 @@ from enclavekit.platform.machine import (
     low_memory_end,
     memory_map,
 )
+from enclavekit.platform.placement import image_address
 from enclavekit.platform.rom import Boot
 
 PAGE = 4096
@@ -35,11 +36,6 @@ SETUP_HEAP_END = 0xE000 - 0x200
 """In the setup's segment; its stack is above (guest/loader/loader.h: SETUP_STACK_TOP)."""
 MAX_VMLINUX_SIZE = 1 << 30
 VMLINUX_HISTORY = 1 << 27
-
-
-def image_address(kernel: BzImage) -> int:
-    """Where the image goes: the first page behind the room that the kernel takes at its preferred address."""
-    return -(-(kernel.pref_address + kernel.init_size) // PAGE) * PAGE
 
 
 def lay_image(
@@ -71,30 +67,36 @@ def lay_image(
     if len(text) > limit:
         raise LaunchError(f"command line: {len(text)} bytes with what the machine adds, this kernel takes {limit}")
     memory.write(CMDLINE, text + b"\0")
-    initrd = _join(memory, [(base + section.offset, section.size) for section in image.ramdisks])
-    start = kernel.pref_address
+    start = entry = kernel.pref_address
     if protocol is BootProtocol.PVH:
         entry = _lay_vmlinux(memory, kernel, base + image.kernel.offset)
+    else:
+        skip = kernel.protected_mode_offset
+        memory.write_chunks(start, memory.chunks(base + image.kernel.offset + skip, image.kernel.size - skip))
+    # The kernel first: ramdisks may move down over its section.
+    initrd = _join(memory, [(base + section.offset, section.size) for section in image.ramdisks])
+    if protocol is BootProtocol.PVH:
         info = pvh.start_info(
             START_INFO, initrd=initrd, cmdline=CMDLINE, rsdp=boot.rsdp, entries=memory_map(boot.memory)
         )
         memory.write(START_INFO, info)
         return replace(boot, protocol=protocol, image_base=base, entry=entry, argument=START_INFO)
-    skip = kernel.protected_mode_offset
-    memory.write_chunks(start, memory.chunks(base + image.kernel.offset + skip, image.kernel.size - skip))
     if protocol is BootProtocol.LINUX:
         page = zero_page.zero_page(
             setup, kernel=start, initrd=initrd, cmdline=CMDLINE, rsdp=boot.rsdp, entries=memory_map(boot.memory)
         )
     else:
-        page = _setup(setup[:skip], start, initrd)
+        page = _setup(setup[: kernel.protected_mode_offset], start, initrd)
     memory.write(ZERO_PAGE, page)
     return replace(boot, protocol=protocol, image_base=base, entry=start, argument=ZERO_PAGE)
 
 
 def _join(memory: GuestMemory, ramdisks: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """One range that Linux unpacks as all ramdisks: it skips zeros between archives (guest/loader/loader.c)."""
-    start, size = ramdisks[0]
+    address, size = ramdisks[0]
+    start = address // PAGE * PAGE
+    if start != address:
+        memory.write_chunks(start, memory.chunks(address, size))
     for address, more in ramdisks[1:]:
         end = start + size
         if address == end + SECTION_HEADER_SIZE:

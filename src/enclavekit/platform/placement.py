@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from enclavekit.codec.bzimage import BzImage
 from enclavekit.errors import ImageTooLargeError, LaunchError, NotEnoughMemoryError
-from enclavekit.platform.machine import GIB, IMAGE_LOAD_OFFSET, LOW_MEMORY_LIMIT, MIB
+from enclavekit.platform.machine import GIB, IMAGE_LOAD_OFFSET, LOW_MEMORY_LIMIT, MIB, BootProtocol
 
+PAGE = 4096
 WORKING_MEMORY = 32 * MIB
 """What a distribution's kernel takes for itself beside its image, and as much again for the application."""
 
@@ -26,9 +27,19 @@ def load_address(kernel: BzImage, image_end: int) -> int:
     return -(-start // kernel.kernel_alignment) * kernel.kernel_alignment
 
 
-def needed_memory(kernel: BzImage, image_size: int, ramdisks_size: int) -> int:
+def image_address(kernel: BzImage) -> int:
+    """Where the host puts the image when it lays the kernel down itself: the first page behind the kernel's room."""
+    return -(-(kernel.pref_address + kernel.init_size) // PAGE) * PAGE
+
+
+def needed_memory(
+    kernel: BzImage, image_size: int, ramdisks_size: int, protocol: BootProtocol = BootProtocol.EIF
+) -> int:
     """Bytes of RAM, in whole MiB, below which the image cannot boot. Errors: ``ImageTooLargeError``."""
-    kernel_end = load_address(kernel, IMAGE_LOAD_OFFSET + image_size) + kernel.init_size
+    if protocol is BootProtocol.EIF:
+        kernel_end = load_address(kernel, IMAGE_LOAD_OFFSET + image_size) + kernel.init_size
+    else:
+        kernel_end = image_address(kernel) + image_size
     if kernel_end > LOW_MEMORY_LIMIT:
         raise ImageTooLargeError(
             f"image of {image_size} bytes: with its kernel it ends at 0x{kernel_end:x}, expected at most "

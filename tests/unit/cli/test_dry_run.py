@@ -40,7 +40,8 @@ def dry_run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int
 def test_what_a_launch_would_be(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, made = dry_run(capsys, image, "--cpus", "2", "--name", "web", "--publish", "0:80")
     assert list(made) == [
-        "schema", "ok", "carrier", "accel", "memory", "cpus", "mode", "cid", "name", "measurements", "checks", "lint",
+        "schema", "ok", "carrier", "accel", "memory", "boot", "memory_map", "cpus", "mode", "cid", "name",
+        "measurements", "checks", "lint",
     ]  # fmt: skip
     assert (made["carrier"], made["accel"], made["memory"]) == ("qemu", "tcg", 256 << 20)
     assert (made["cpus"], made["mode"], made["cid"], made["name"]) == (2, "production", 16, "web")
