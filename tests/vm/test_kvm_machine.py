@@ -325,6 +325,7 @@ def test_a_guest_that_cannot_go_on_is_a_triple_fault_or_told_with_registers(tmp_
         enclave.close()
 
 
+@pytest.mark.timeout(400)
 def test_started_and_stopped_500_times_nothing_is_left(tmp_path: Path) -> None:
     def once() -> None:
         boot_kernel(SPIN, tmp_path).close()
