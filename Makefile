@@ -39,6 +39,7 @@ bench: $(STAMP) runtime programs
 	$(PYTHON) bench/eif.py
 	$(PYTHON) bench/image.py
 	$(PYTHON) bench/boot.py
+	$(PYTHON) bench/boot_protocols.py
 	$(PYTHON) bench/vsock.py
 	$(PYTHON) bench/attest.py
 	$(PYTHON) bench/nsm.py

@@ -41,10 +41,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where / "soak.eif"
 
 
-def boot(image: Path, runtime: Path) -> tuple[int, float, str]:
+def boot(image: Path, runtime: Path, *words: str) -> tuple[int, float, str]:
     start = time.monotonic()
     done = subprocess.run(
-        [ENCLAVE, "run", "--accel", "tcg", image],
+        [ENCLAVE, "run", "--accel", "tcg", *words, image],
         env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     return done.returncode, time.monotonic() - start, done.stderr
@@ -64,6 +64,15 @@ def test_twenty_alone(image: Path, tmp_path: Path) -> None:
 def test_twenty_ten_at_once(image: Path, tmp_path: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
         report("ten at once", list(pool.map(lambda _: boot(image, tmp_path), range(BOOTS))))
+
+
+@pytest.mark.parametrize("memory", ["256M", "5G"])
+@pytest.mark.parametrize("cpus", ["1", "2"])
+@pytest.mark.parametrize("protocol", ["eif", "linux", "pvh", "realmode"])
+def test_twenty_of_each_protocol(protocol: str, cpus: str, memory: str, image: Path, tmp_path: Path) -> None:
+    words = ("--boot", protocol, "--cpus", cpus, "--memory", memory)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        report(" ".join(words), list(pool.map(lambda _: boot(image, tmp_path, *words), range(BOOTS))))
 
 
 def test_two_hundred_in_the_background(image: Path, tmp_path: Path) -> None:
