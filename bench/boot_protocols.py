@@ -39,7 +39,7 @@ from enclavekit.platform.machine import IMAGE_LOAD_OFFSET, BootProtocol
 from enclavekit.runtime import Qemu, find_kernel, find_qemu
 
 MARKS = ("loader", "kernel", "init")
-KERNEL_LINE, INIT_LINE = b"Linux version", b"init\n"
+KERNEL_LINE, INIT_LINE = b"[    0.000000]", b"init\n"
 EARLY = " earlyprintk=ttyS0 ignore_loglevel"
 
 
