@@ -22,15 +22,16 @@ from enclavekit.runtime import find_qemu
 pytestmark = pytest.mark.timeout(300)
 
 
-class TestQemu(CarrierContract):
-    @pytest.fixture(scope="class")
-    def image(self, rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Its application ends by itself, soon after its heartbeat."""
-        directory = tmp_path_factory.mktemp("contract")
-        built = Enclave(directory)("build", f"dir:{rootfs}", "-o", directory / "a.eif", "--", "sh", "-c", "sleep 1")
-        assert built.returncode == 0, built.stderr
-        return directory / "a.eif"
+@pytest.fixture(scope="module")
+def image(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its application ends by itself, soon after its heartbeat."""
+    directory = tmp_path_factory.mktemp("contract")
+    built = Enclave(directory)("build", f"dir:{rootfs}", "-o", directory / "a.eif", "--", "sh", "-c", "sleep 1")
+    assert built.returncode == 0, built.stderr
+    return directory / "a.eif"
 
+
+class TestQemu(CarrierContract):
     @pytest.fixture
     def subject(self, image: Path, tmp_path: Path) -> Iterator[Subject]:
         qemu = find_qemu(data_directory() / "runtime")
