@@ -5,6 +5,8 @@ A message is one line: where, what, got, expected; numbers in hex with their wid
 ``code`` is stable: scripts match it. ``hint`` says what to do next in this case, ``remedy`` what helps in most;
 ``enclave explain CODE`` prints it below the first words of the class's docstring, so both are written for users.
 Mistakes of the caller's own code are ``TypeError`` and ``ValueError``, as everywhere in Python.
+
+One file, long as it is: it is a table of codes rather than a module.
 """
 
 from __future__ import annotations

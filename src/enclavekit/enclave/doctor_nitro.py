@@ -16,10 +16,10 @@ from enclavekit.enclave.findings import Finding, State, missing, ok, warning
 from enclavekit.errors import LaunchError, MissingError, NotEnoughMemoryError
 from enclavekit.linux.cpu_topology import NODES, format_cpu_list, parse_cpu_list
 from enclavekit.linux.hugepages import HugePages, free_blocks, read_hugepages
+from enclavekit.linux.nitro_enclaves import NE_MIN_ENCLAVE_MEM_SIZE
 
 AREA = "nitro"
 MIB = 1 << 20
-SMALLEST_ENCLAVE = 64 * MIB
 VENDOR, DEVICE = "0x1d0f", "0xe4c1"
 MODULE = Path("sys/module/nitro_enclaves")
 NODE = Path("dev/nitro_enclaves")
@@ -150,9 +150,9 @@ def _pages(root: Path, pool_node: int | None) -> Iterator[Finding]:
     free = _free(by_node[node])
     more = f"{blocks.get(node, 0) // MIB} MiB more could be made now"
     text = f"NUMA node {node}: {free // MIB} MiB free ({_words(by_node[node])}); {more}"
-    if free < SMALLEST_ENCLAVE:
+    if free < NE_MIN_ENCLAVE_MEM_SIZE:
         yield missing(AREA, "huge pages", text, ALLOCATE)
-        if blocks.get(node, 0) < SMALLEST_ENCLAVE:
+        if blocks.get(node, 0) < NE_MIN_ENCLAVE_MEM_SIZE:
             yield warning(
                 AREA, "fragmentation", f"NUMA node {node}: its free memory is in pieces smaller than 2 MiB",
                 "allocate soon after the machine has started, or: echo 1 > /proc/sys/vm/compact_memory",

@@ -78,7 +78,7 @@ def preflight(
         return f"{size}, {count} sections, CRC 0x{examined.measured.crc:08x}"
 
     def machine() -> str:
-        found.planned = plan(file, options.memory, at, options.platform, options.boot)
+        found.planned = plan(file, options.memory, at, options.platform, options.boot, local=local)
         return f"{found.planned.memory >> 20} MiB of memory"
 
     def memory() -> str:
@@ -102,9 +102,9 @@ def preflight(
         return f"CID {found.cid}" + (f", name {options.name}" if options.name else "")
 
     found.check("carrier", carrier)
+    local = found.selected is None or found.selected.name is not CarrierName.NITRO
     found.check("image", image)
     found.check("boot", machine)
-    local = found.selected is None or found.selected.name is not CarrierName.NITRO
     if found.planned is not None and local:
         found.check("memory", memory)
     found.check("cpus", cpus)

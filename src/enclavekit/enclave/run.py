@@ -29,7 +29,7 @@ from enclavekit.hypervisor.nitro import NitroCarrier
 from enclavekit.image.kernel import image_discovery
 from enclavekit.linux.memory import available_memory
 from enclavekit.platform.machine import MAX_CPUS, BootProtocol, Platform
-from enclavekit.platform.placement import choose_memory, needed_memory
+from enclavekit.platform.placement import choose_memory, choose_nitro_memory, needed_memory, needed_nitro_memory
 from enclavekit.virtio.host_sockets import HostAddress
 
 
@@ -101,8 +101,12 @@ def plan(
     at: datetime,
     platform: Platform = Platform.DEFAULT,
     boot: BootProtocol = BootProtocol.EIF,
+    *,
+    local: bool = True,
 ) -> Plan:
     """Read an image and choose its memory. Errors: ``EifError``, ``KernelError``, ``LaunchError``.
+
+    A real hypervisor, not ``local``, has its own loader, and memory without a hole.
 
     A signature has to hold, and its certificate to be valid at that time, as for a real hypervisor: ``SignatureError``,
     ``CertificateError``.
@@ -119,9 +123,10 @@ def plan(
     file.seek(image.kernel.offset)
     kernel = BzImage.parse(file.read(min(READ_SIZE, image.kernel.size)), image.kernel.size)
     ramdisks = sum(section.size for section in image.ramdisks)
-    needed = needed_memory(kernel, image.size, ramdisks, boot)
+    needed = needed_memory(kernel, image.size, ramdisks, boot) if local else needed_nitro_memory(image.size)
+    chosen = choose_memory(needed, memory) if local else choose_nitro_memory(image.size, memory)
     discovery = nitro_discovery(file, image) if platform is Platform.NITRO else image_discovery(file, image)
-    return Plan(image, choose_memory(needed, memory), discovery, pcrs, needed, kernel)
+    return Plan(image, chosen, discovery, pcrs, needed, kernel)
 
 
 def run(
@@ -136,7 +141,9 @@ def run(
     No process and no socket is left behind, whatever happens; how it ended is found by ``directory.ended``.
     """
     check_cpus(options.cpus)
-    planned = plan(file, options.memory, datetime.now(UTC), options.platform, options.boot)
+    local = not isinstance(carrier, NitroCarrier)
+    stamp = _stamp(file)
+    planned = plan(file, options.memory, datetime.now(UTC), options.platform, options.boot, local=local)
     check_values(file, planned.image, options.values)
     check_host(carrier, planned.memory, options.cpu_list)
     directory = claim(options.runtime_directory, options.cid, options.name, numbered=options.name_numbered)
@@ -174,10 +181,14 @@ def run(
             boot=options.boot,
         )
         file.seek(0)
-        enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid)
+        # The driver knows which CIDs others have.
+        enclave = launch(carrier.create, spec, file, mode=options.mode, cid=directory.cid if local else options.cid)
         stack.callback(enclave.close)
+        if _stamp(file) != stamp:  # then its PCRs would be another image's
+            raise LaunchError("image: it changed while it was being read")
         directory.write_state(
             state="running",
+            cid=enclave.cid,
             image=options.image,
             memory=planned.memory,
             cpus=options.cpus,
@@ -200,7 +211,7 @@ def run(
             on_started(
                 Running(
                     directory.enclave_id,
-                    directory.cid,
+                    enclave.cid,
                     planned.memory,
                     planned.needed,
                     supervisor.request_stop,
@@ -220,6 +231,12 @@ def run(
             directory.end(**ending, uptime_s=round(time.monotonic() - began, 1))
             supervisor.tell_end(ending)
     return outcome
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    """What changes whenever the file's contents do."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def check_cpus(cpus: int) -> None:

@@ -106,6 +106,10 @@ class Enclave(Protocol):
     def start(self, *, mode: Mode, cid: int | None = None) -> int:
         """Boot; returns the CID."""
 
+    @property
+    def cid(self) -> int:
+        """What ``start`` returned."""
+
     def fileno(self) -> int:
         """Polls POLLHUP once the enclave has ended."""
 

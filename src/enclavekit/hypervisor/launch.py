@@ -68,7 +68,7 @@ def _lay_by_host(enclave: Enclave, spec: LaunchSpec, image: BinaryIO | Parts, re
     if not isinstance(enclave, RomEnclave):
         raise LaunchError(f"boot protocol {spec.boot}: this carrier boots an EIF by itself", hint="--boot eif")
     if isinstance(image, Parts):
-        setup, kernel_size = b"".join(image.kernel.chunks())[:READ_SIZE], image.kernel.size
+        setup, kernel_size = _head(image.kernel), image.kernel.size
     else:
         kernel = eif.read(image).kernel
         image.seek(kernel.offset)
@@ -79,6 +79,16 @@ def _lay_by_host(enclave: Enclave, spec: LaunchSpec, image: BinaryIO | Parts, re
     enclave.enter(
         lay_image(enclave.boot(), spec.boot, memory, parsed, lambda address: _write(image, spec, regions, address))
     )
+
+
+def _head(content: eif.Content) -> bytes:
+    """As much of a kernel as its setup may take."""
+    head = b""
+    for chunk in content.chunks():
+        head += chunk
+        if len(head) >= READ_SIZE:
+            break
+    return head[:READ_SIZE]
 
 
 def write_image(image: BinaryIO, size: int, regions: Sequence[MemoryRegion], offset: int) -> None:

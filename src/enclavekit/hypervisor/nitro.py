@@ -89,7 +89,7 @@ class NitroEnclave:
         self._cleanup = ExitStack()
         self._heartbeat: HeartbeatPort | None = None
         self._console: socket.socket | None = None
-        self._cid = 0
+        self.cid = 0
 
     def allocate(self, size: int) -> Sequence[MemoryRegion]:
         """A region for each huge page; together they may be larger than was asked for."""
@@ -134,17 +134,15 @@ class NitroEnclave:
             self._carrier.vsock, self._carrier.lock, heartbeat_timeout_s(self._spec.image_size, self.memory)
         )
         self._cleanup.callback(self._heartbeat.close)
-        self._cid = nitro_enclaves.start_enclave(self._device, self._fd, cid or 0, mode.value)
+        self.cid = nitro_enclaves.start_enclave(self._device, self._fd, cid or 0, mode.value)
         if mode is Mode.DEBUG:
             self._connect_console()
-        return self._cid
+        return self.cid
 
     def _connect_console(self) -> None:
         """The hypervisor keeps what was said before. An enclave without its console still runs."""
         with contextlib.suppress(OSError):
-            self._console = self._carrier.vsock.connect(
-                HYPERVISOR_CID, CONSOLE_PORT_BASE + self._cid, CONSOLE_TIMEOUT_S
-            )
+            self._console = self._carrier.vsock.connect(HYPERVISOR_CID, CONSOLE_PORT_BASE + self.cid, CONSOLE_TIMEOUT_S)
             self._console.setblocking(False)
             self._cleanup.callback(self._console.close)
 
@@ -164,9 +162,9 @@ class NitroEnclave:
 
     def connect(self, port: int, timeout_s: float = 2.0) -> socket.socket:
         """By the kernel's vsock."""
-        where = f"port {port} of CID {self._cid}"
+        where = f"port {port} of CID {self.cid}"
         try:
-            return self._carrier.vsock.connect(self._cid, port, timeout_s)
+            return self._carrier.vsock.connect(self.cid, port, timeout_s)
         except (ConnectionRefusedError, ConnectionResetError) as error:
             raise EnclaveRefusedError(f"{where}: connection refused", hint="does a program listen there?") from error
         except OSError as error:

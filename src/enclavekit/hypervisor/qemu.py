@@ -78,6 +78,7 @@ class QemuEnclave:
         self._memory_fd: int | None = None
         self._donated = 0
         self._cpus = 0
+        self.cid = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = False
         self._cgroup: Cgroup | None = None
@@ -118,14 +119,14 @@ class QemuEnclave:
         del mode  # the serial line is read in either; who may see it is the supervisor's business
         if self._memory_fd is None or not self._donated or not self._cpus:
             raise LaunchError("start: the enclave has no memory or no CPU")
-        cid = FIRST_CID if cid is None else cid
+        self.cid = cid = FIRST_CID if cid is None else cid
         console, console_qemu = self._socketpair()
         control, control_qemu = self._socketpair()
         heartbeat = self._own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._stderr = self._own(os.memfd_create("qemu-stderr", os.MFD_CLOEXEC))
         transports = [self._start_device(cid, heartbeat)]
-        if self._spec.nsm is not None and self._has_nsm:
-            transports.append(self._start_nsm(self._spec.nsm))
+        if self._nsm_to_have is not None:
+            transports.append(self._start_nsm(self._nsm_to_have))
         if self._spec.cgroup is not None:
             memory = self._donated + OWN_MEMORY[self._carrier.accel]
             self._cgroup = Cgroup(self._spec.cgroup, memory=memory, cpus=self._cpus)
@@ -182,9 +183,9 @@ class QemuEnclave:
         return transport_qemu
 
     @property
-    def _has_nsm(self) -> bool:
-        """Whether there is a second device."""
-        return self._spec.nsm is not None and self._carrier.has_nsm
+    def _nsm_to_have(self) -> Nsm | None:
+        """The second device's, if there is one."""
+        return self._spec.nsm if self._carrier.has_nsm else None
 
     @property
     def _ends_with_us(self) -> bool:
@@ -214,7 +215,7 @@ class QemuEnclave:
             cpus=self._spec.cpus,
             image_base=IMAGE_LOAD_OFFSET,
             image_size=self._spec.image_size,
-            windows=microvm_windows(2 if self._has_nsm else 1),
+            windows=microvm_windows(1 if self._nsm_to_have is None else 2),
             discovery=self._spec.discovery,
             parameters=parameters,
             enclave_id=self._spec.enclave_id,

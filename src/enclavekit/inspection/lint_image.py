@@ -9,13 +9,10 @@ from enclavekit.eif.signature import SOON
 from enclavekit.errors import CertificateError, ImageTooLargeError
 from enclavekit.inspection.findings import Finding, Level, found
 from enclavekit.inspection.subject import NITRO, Subject
+from enclavekit.linux.nitro_enclaves import NE_MIN_ENCLAVE_MEM_SIZE
 from enclavekit.platform.machine import MIB
-from enclavekit.platform.placement import needed_memory
+from enclavekit.platform.placement import NITRO_CLI_FACTOR, needed_memory
 
-NITRO_CLI_FACTOR = 4
-"""nitro-cli run-enclave demands as many times the file's size (E26)."""
-NITRO_SMALLEST = 64 * MIB
-"""The driver's least (linux: NE_MIN_MEM_REGION_SIZE and the user guide)."""
 CURRENT_VERSION = 4
 
 
@@ -92,7 +89,7 @@ def _metadata(subject: Subject) -> Iterator[Finding]:
 def _memory(subject: Subject) -> Iterator[Finding]:
     size = subject.image.size
     if subject.on_ec2:
-        needed = max(-(-NITRO_CLI_FACTOR * size // MIB) * MIB, NITRO_SMALLEST)
+        needed = max(-(-NITRO_CLI_FACTOR * size // MIB) * MIB, NE_MIN_ENCLAVE_MEM_SIZE)
         yield from _against(subject, needed, f"nitro-cli run-enclave ({NITRO_CLI_FACTOR} times the file)")
     if subject.locally and subject.bzimage:
         unpacked = sum(ramdisk.unpacked_size for ramdisk in subject.ramdisks)

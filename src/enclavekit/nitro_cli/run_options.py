@@ -15,6 +15,7 @@ from typing import Any
 from enclavekit.errors import FileError
 from enclavekit.nitro_cli.codes import Code
 from enclavekit.nitro_cli.command import NitroCliError
+from enclavekit.platform.placement import NITRO_CLI_FACTOR
 
 MAX_CONFIG = 1 << 16
 MEMORY = re.compile(r"([0-9]{1,12})([MmGgTt]?)", re.ASCII)
@@ -122,8 +123,8 @@ def _from_config(path: str, found: dict[str, Any], *, attach_console: bool) -> R
 
 def check_memory_rule(eif_path: str, size: int, memory_mib: int) -> None:
     """NitroCliError E26: four times the image, and not nothing."""
-    if memory_mib == 0 or 4 * size > memory_mib * MIB:
-        needed = 4 * -(-size // MIB)
+    if memory_mib == 0 or NITRO_CLI_FACTOR * size > memory_mib * MIB:
+        needed = NITRO_CLI_FACTOR * -(-size // MIB)
         raise NitroCliError(
             Code.INSUFFICIENT_MEMORY_REQUESTED,
             f"{eif_path}: at least {needed} MB must be asked for (got {memory_mib} MB), four times the image's size",

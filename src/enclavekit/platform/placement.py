@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enclavekit.codec.bzimage import BzImage
 from enclavekit.errors import ImageTooLargeError, LaunchError, NotEnoughMemoryError
+from enclavekit.linux.nitro_enclaves import NE_MIN_ENCLAVE_MEM_SIZE
 from enclavekit.platform.machine import GIB, IMAGE_LOAD_OFFSET, LOW_MEMORY_LIMIT, MIB, BootProtocol
 
 PAGE = 4096
@@ -19,6 +20,9 @@ COMFORT = 1.5
 """``auto`` gives this much more than what is needed, and no less than the smallest."""
 SMALLEST_AUTO = 256 * MIB
 LARGEST = 64 * GIB
+
+NITRO_CLI_FACTOR = 4
+"""nitro-cli asks for this many times the image's size, and lets a real enclave have no less."""
 
 
 def load_address(kernel: BzImage, image_end: int) -> int:
@@ -47,18 +51,40 @@ def needed_memory(
             hint="local boot takes images of about 2.9 GiB; real enclaves take larger ones",
         )
     needed = max(kernel_end + ramdisks_size, 2 * ramdisks_size) + WORKING_MEMORY
-    return -(-needed // MIB) * MIB
+    return _whole_mib(needed)
 
 
 def choose_memory(needed: int, wanted: int | None) -> int:
     """``wanted`` bytes if that is enough, or a comfortable size. Errors: ``NotEnoughMemoryError``, ``LaunchError``."""
     if wanted is None:
-        return max(SMALLEST_AUTO, -(-int(needed * COMFORT) // MIB) * MIB)
+        return max(SMALLEST_AUTO, _whole_mib(int(needed * COMFORT)))
+    _check_enough(needed, wanted)
+    if wanted > LARGEST or wanted % MIB:
+        raise LaunchError(f"memory: got {wanted} bytes, expected whole MiB up to {LARGEST // GIB} GiB")
+    return wanted
+
+
+def needed_nitro_memory(image_size: int) -> int:
+    """Bytes, in whole MiB, that a real enclave cannot do without: the driver's least, and room for the image."""
+    return max(NE_MIN_ENCLAVE_MEM_SIZE, _whole_mib(IMAGE_LOAD_OFFSET + image_size))
+
+
+def choose_nitro_memory(image_size: int, wanted: int | None) -> int:
+    """``wanted`` bytes of a real enclave if that is enough, or nitro-cli's size. Errors: ``NotEnoughMemoryError``."""
+    needed = needed_nitro_memory(image_size)
+    if wanted is None:
+        return max(needed, _whole_mib(NITRO_CLI_FACTOR * image_size))
+    _check_enough(needed, wanted)
+    return wanted
+
+
+def _whole_mib(size: int) -> int:
+    return -(-size // MIB) * MIB
+
+
+def _check_enough(needed: int, wanted: int) -> None:
     if wanted < needed:
         raise NotEnoughMemoryError(
             f"memory: got {wanted / MIB:g} MiB, this image needs at least {needed // MIB} MiB",
             hint=f"--memory {needed // MIB}M, or --memory auto",
         )
-    if wanted > LARGEST or wanted % MIB:
-        raise LaunchError(f"memory: got {wanted} bytes, expected whole MiB up to {LARGEST // GIB} GiB")
-    return wanted

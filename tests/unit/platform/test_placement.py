@@ -8,7 +8,7 @@ import pytest
 from enclavekit.codec.bzimage import BzImage
 from enclavekit.errors import ImageTooLargeError, LaunchError, NotEnoughMemoryError
 from enclavekit.platform.machine import GIB, MIB
-from enclavekit.platform.placement import choose_memory, needed_memory
+from enclavekit.platform.placement import choose_memory, choose_nitro_memory, needed_memory, needed_nitro_memory
 
 KERNEL = BzImage(
     setup_sects=4, version=0x20F, loadflags=1, code32_start=0x100000, initrd_addr_max=0x7FFFFFFF,
@@ -50,3 +50,14 @@ def test_too_little_says_how_much() -> None:
 def test_odd_sizes_are_refused(wanted: int) -> None:
     with pytest.raises(LaunchError, match="expected whole MiB up to 64 GiB"):
         choose_memory(100 * MIB, wanted)
+
+
+def test_a_real_enclave_has_no_hole_and_nitro_clis_size() -> None:
+    assert needed_nitro_memory(1) == 64 * MIB
+    assert needed_nitro_memory(4 * GIB) == 4 * GIB + 8 * MIB
+    assert choose_nitro_memory(1, None) == 64 * MIB
+    assert choose_nitro_memory(4 * GIB, None) == 16 * GIB
+    assert choose_nitro_memory(1, 500 * GIB) == 500 * GIB
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        choose_nitro_memory(100 * MIB, 100 * MIB)
+    assert str(caught.value) == "memory: got 100 MiB, this image needs at least 108 MiB"

@@ -90,6 +90,7 @@ class KvmEnclave:
         self._memory: memoryview | None = None
         self._donated = 0
         self._cpus = 0
+        self.cid = 0
         self._machine: Machine | None = None
         self._backend: VsockBackend | None = None
         self._nsm: NsmBackend | None = None
@@ -142,7 +143,7 @@ class KvmEnclave:
         del mode  # the serial line is read in either; who may see it is the supervisor's business
         if self._memory is None or not self._donated or not self._cpus:
             raise LaunchError("start: the enclave has no memory or no CPU")
-        cid = FIRST_CID if cid is None else cid
+        self.cid = cid = FIRST_CID if cid is None else cid
         try:
             self._start(cid)
         except OSError as error:
