@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zlib
 from collections.abc import Iterator
 from hashlib import sha384
@@ -175,6 +177,38 @@ def test_debug_mode_fails_as_debug(enclave: Enclave, image: Path, tmp_path: Path
         verify(target.read_bytes(), Policy.from_eif(image, nonce=NONCE))
     pcrs = Document.parse(target.read_bytes()).unverified.pcrs
     assert [index for index in (0, 1, 2, 3, 4, 8) if any(pcrs[index])] == [4]
+
+
+PROGRAM = """
+from enclavekit.nsm import Nsm, Pcr
+with Nsm() as nsm:
+    assert len(nsm.random(1000)) == 1000
+    value = nsm.extend_pcr(17, b"application")
+    nsm.lock_pcr(17)
+    assert nsm.pcr(17) == Pcr(value, True)
+    assert 17 in nsm.describe().locked_pcrs
+    print(nsm.attest(nonce=bytes(range(32)), user_data=b"in Python").hex())
+"""
+
+
+def test_the_python_client_alone(enclave: Enclave, layout: Path, tmp_path: Path) -> None:
+    """The small distribution in a container image, as a user who may nothing."""
+    copied, packages, layer = tmp_path / "layout", tmp_path / "packages", tmp_path / "layer.tar"
+    shutil.copytree(layout, copied)
+    source = Path(__file__).parents[2] / "packages/enclavekit-nsm"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", packages, source], check=True
+    )
+    with tarfile.open(layer, "w") as tar:
+        tar.add(packages, "srv/packages")
+    subprocess.run(["umoci", "raw", "add-layer", "--image", f"{copied}:latest", layer], check=True)
+    image = tmp_path / "app.eif"
+    done = enclave("build", f"oci:{copied}:latest", "-o", image, "--logs", "--", "-c", PROGRAM)
+    assert done.returncode == 0, done.stderr
+    done = enclave("run", image)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verified = verify(bytes.fromhex(done.stdout), Policy.from_eif(image, nonce=NONCE, user_data=b"in Python"))
+    assert verified.pcrs[17] == sha384(bytes(48) + b"application").digest()
 
 
 def test_an_image_that_has_not_opted_in(enclave: Enclave, rootfs: Path) -> None:
