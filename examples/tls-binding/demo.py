@@ -20,7 +20,8 @@ from client import connect, receive
 from server import GREETING, Enclave
 
 from enclavekit.attest import Policy, Root, Verifier
-from enclavekit.attest.authority import DEFAULT_INSTANCE, Authority, DocumentSigner, new_module_id
+from enclavekit.attest.authority import Authority, DocumentSigner
+from enclavekit.enclave.security_module import DEFAULT_INSTANCE, new_module_id
 from enclavekit.errors import AttestationError
 
 

@@ -13,9 +13,7 @@ The names end in ``enclavekit``, which AWS's never do, and a verifier trusts thi
 from __future__ import annotations
 
 import os
-import re
 import secrets
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enclavekit.attest.maker import make_document
-from enclavekit.errors import CertificateError, FileError, UsageError
+from enclavekit.errors import CertificateError, FileError
 from enclavekit.linux.atomic import replacing
 from enclavekit.linux.locks import locked
+from enclavekit.linux.private_directory import KEYS_HINT, private_directory
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -36,9 +35,6 @@ LOCK = "lock"
 ORGANIZATION = "enclavekit, for development only"
 DOMAIN = "development.enclavekit"
 LEAF_DOMAIN = "local.enclavekit"
-DEFAULT_INSTANCE = "i-00000000000000000"
-"""Of local enclaves that were not given one: no instance of EC2's has it."""
-INSTANCE_ID = re.compile(r"i-[0-9a-f]{8,17}")
 
 EARLY = timedelta(seconds=3)
 """How long before a certificate's making it is valid, as AWS's leaves are."""
@@ -81,27 +77,6 @@ class _Issuer:
         return self.certificate.public_bytes(Encoding.DER)
 
 
-def check_instance_id(text: str) -> str:
-    """As EC2 has them: ``i-`` and 8 to 17 hexadecimal digits; UsageError for anything else."""
-    if not INSTANCE_ID.fullmatch(text):
-        raise UsageError(f"instance id {text[:32]!r}: expected i- and 8 to 17 hexadecimal digits")
-    return text
-
-
-def prepare_directory(directory: Path) -> None:
-    """Make it, or see that nobody else may look into it. FileError when somebody may."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
-    except OSError as error:
-        raise FileError.of(error, directory, "make") from error
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise FileError(
-            f"{directory}: mode {stat.S_IMODE(status.st_mode):04o} of user {status.st_uid}, expected 0700 and your own",
-            hint=f"keys are in it: chmod 700 {directory}, and remove it if others could read them",
-        )
-
-
 class Authority:
     """The keys in ``directory``, made when they are first needed. Errors: ``FileError``, ``CertificateError``."""
 
@@ -110,7 +85,7 @@ class Authority:
 
     def issuers(self, now: datetime) -> list[_Issuer]:
         """Root, regional and zonal, each valid for as long as what it signs."""
-        prepare_directory(self._directory)
+        private_directory(self._directory, hint=KEYS_HINT)
         try:
             with locked(self._directory / LOCK):
                 root = self._root(now)
@@ -213,11 +188,6 @@ class DocumentSigner:
         instance_id = self._module_id.rpartition("-")[0]
         instance = _issue(issuers[-1], f"{instance_id}.local.{DOMAIN}", _INSTANCE, now)
         return [*issuers, instance, _issue(instance, f"{self._module_id}.{LEAF_DOMAIN}", _LEAF, now)]
-
-
-def new_module_id(instance_id: str, enclave_id: str) -> str:
-    """As real ones look: the instance, and 16 hexadecimal digits, of which the first are the enclave's id."""
-    return f"{instance_id}-enc{enclave_id}{secrets.token_hex(8)}"[: len(instance_id) + len("-enc") + 16]
 
 
 def _number() -> str:

@@ -18,13 +18,11 @@ from typing import Any, BinaryIO
 
 import click
 
-from enclavekit.attest.authority import check_instance_id
 from enclavekit.build.application import text_bytes
 from enclavekit.build.image import build as build_image
 from enclavekit.build.source import is_source
 from enclavekit.cli.build import build_options
 from enclavekit.cli.describe import naming, reading
-from enclavekit.cli.dry_run import dry_run as check
 from enclavekit.cli.options import image_options, kernel_options, output_options, parse_cpu_list, parse_size
 from enclavekit.cli.output import Exit, Output
 from enclavekit.cli.ports import parse_listen, parse_publish
@@ -34,6 +32,7 @@ from enclavekit.codec.init_frames import MAX_PAYLOAD
 from enclavekit.enclave.background import MAX_WORD, background, told_error
 from enclavekit.enclave.run import Running, RunOptions
 from enclavekit.enclave.run import run as run_image
+from enclavekit.enclave.security_module import check_instance_id
 from enclavekit.enclave.supervisor import Outcome, Streams
 from enclavekit.environment import attestation_directory, qemu_environment, runtime_directory, search_path
 from enclavekit.errors import FileError, UsageError
@@ -175,6 +174,8 @@ def run(
         instance_id=None if instance_id is None else check_instance_id(instance_id),
     )
     if dry_run:
+        from enclavekit.cli.dry_run import dry_run as check
+
         with _image(target, command, with_added(ctx, words)) as file:
             return check(file, wanted, carriers, options, output)
     selected = select_carrier(wanted, carriers)

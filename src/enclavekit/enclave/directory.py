@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Container, Mapping
 from contextlib import suppress
@@ -24,6 +23,7 @@ from typing import Any
 
 from enclavekit.errors import FileError, LaunchError, NoEnclaveError
 from enclavekit.linux.locks import is_locked, locked, try_lock
+from enclavekit.linux.private_directory import private_directory
 
 FIRST_CID = 16
 LAST_CID = 0xFFFF_FFFE
@@ -81,18 +81,8 @@ class EnclaveDirectory:
 
 
 def own_directory(path: Path) -> None:
-    """Make it, for this user alone. FileError for one that others could write to or put in our way."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise FileError.of(error, path, "make the directory") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise FileError(
-            f"{path}: mode {stat.filemode(found.st_mode)}, owner {found.st_uid}, expected a directory of "
-            f"user {os.getuid()} with mode drwx------",
-            hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
-        )
+    """``private_directory`` for what is there as long as this user is logged in."""
+    private_directory(path, hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own")
 
 
 def prepare(runtime: Path) -> None:

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 from enclavekit.errors import MissingError
@@ -71,6 +72,7 @@ def select_carrier(wanted: CarrierName | None, options: CarrierOptions) -> Selec
                 f"carrier {wanted}: this version does not have it", hint=f"--carrier {' or '.join(MAKERS)}"
             )
         return MAKERS[wanted](options)
+    options = replace(options, choose_accel=cache(options.choose_accel))  # several ask, and the probe takes its time
     failures: dict[CarrierName, MissingError] = {}
     for name, make in MAKERS.items():
         if name is CarrierName.KVM and (options.qemu is not None or options.accel is not None or options.cgroup):

@@ -13,14 +13,8 @@ import pytest
 from cryptography import x509
 
 from enclavekit.attest import Document, Policy, Root, Verifier
-from enclavekit.attest.authority import (
-    DEFAULT_INSTANCE,
-    Authority,
-    DocumentSigner,
-    check_instance_id,
-    new_module_id,
-    prepare_directory,
-)
+from enclavekit.attest.authority import Authority, DocumentSigner
+from enclavekit.enclave.security_module import DEFAULT_INSTANCE, check_instance_id, new_module_id
 from enclavekit.errors import CertificateError, FileError, UntrustedRootError, UsageError
 
 PCRS = {index: sha384(bytes([index])).digest() for index in range(16)}
@@ -83,8 +77,11 @@ def test_keys_are_the_users_alone(tmp_path: Path) -> None:
 
 def test_a_directory_that_others_may_read_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    with pytest.raises(FileError, match=r": mode 0755 of user \d+, expected 0700 and your own"):
-        prepare_directory(tmp_path)
+    with pytest.raises(
+        FileError, match=r": mode drwxr-xr-x, owner \d+, expected a directory of user \d+ with mode "
+    ) as caught:
+        Authority(tmp_path).issuers(datetime.now(UTC))
+    assert caught.value.hint == "keys are in it: make it yours with mode 0700, and remove it if others could read them"
 
 
 def test_many_at_once_make_one_root(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -32,11 +32,13 @@ class Parent:
     driver: SimulatedDriver
     vsock: UnixVsock
     carrier: NitroCarrier
+    heard: threading.Event = field(default_factory=threading.Event)
 
     def run(self, image: Path, options: RunOptions, on_started: Callable[[Running], None]) -> None:
         """Until it has ended: without our init in it, that is all that is known."""
         with image.open("rb") as file:
-            run(file, self.carrier, options, Streams(output=lambda data: None), on_started)
+            streams = Streams(output=lambda data: None, on_running=lambda logs: self.heard.set())
+            run(file, self.carrier, options, streams, on_started)
 
 
 @pytest.fixture
@@ -69,6 +71,7 @@ def beat_and_end(parent: Parent) -> threading.Thread:
 
     def live() -> None:
         parent.vsock.beat()
+        parent.heard.wait(60)
         parent.driver.slots[-1].end()
 
     thread = threading.Thread(target=live)
