@@ -17,6 +17,7 @@ import pytest
         "curl",
         "docker-registry",
         "iasl",
+        "lz4",
         "mmdebstrap",
         "openssl",
         "readelf",

@@ -131,7 +131,7 @@ def test_a_configuration_that_does_not_end(learn: Learn) -> None:
             FormatError,
             "kernel: damaged gzip: error -3 while decompressing data: incorrect data check",
         ),
-        (bzimage(b"\x02\x21\x4c\x18rest"), MissingError, "kernel: compressed with lz4, which cannot be read here"),
+        (bzimage(b"\x02\x21\x4c\x18\x09\0\0\0rest"), TruncatedError, "kernel: lz4 ends before its stream does"),
         (bzimage(b"\x89LZOrest"), MissingError, "kernel: compressed with lzo, which cannot be read here"),
         (bzimage(b""), FormatError, "kernel: compressed part of 0x0 bytes at 0x600 of 0x610 bytes"),
         (

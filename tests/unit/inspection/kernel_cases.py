@@ -90,8 +90,8 @@ CASES = [
     Case(
         "kernel-unread",
         "kernel",
-        "compressed with lz4, which cannot be read here",
-        sets(kernel=bzimage(b"\x02\x21\x4c\x18...")),
+        "compressed with lzo, which cannot be read here",
+        sets(kernel=bzimage(b"\x89LZO...")),
     ),
     Case(
         "kernel-old",
