@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 from enclavekit.eif import Discovery
 from enclavekit.platform.machine import BootProtocol
 from enclavekit.platform.rom import Boot
+from enclavekit.virtio.backend import Network
 from enclavekit.virtio.host_sockets import HostAddress
 from enclavekit.virtio.nsm import Nsm
 
@@ -72,6 +73,11 @@ class LaunchSpec:
     """The host's CPUs that it may run on; None for all."""
     cgroup: Path | None = None
     """The group of cgroup v2 to be made for it, with its limits."""
+    network: Network | None = None
+    """Who reaches it over vsock instead of this host's sockets; nobody answers its heartbeat then but who is there."""
+    memory_fd: int | None = None
+    """Its memory, filled already, where a carrier would make its own: a memfd of ``memory`` bytes, still the caller's,
+    who writes to it no more."""
     nsm: Nsm | None = None
     """Its security module, where the carrier has a device for one; real enclaves have their own."""
 

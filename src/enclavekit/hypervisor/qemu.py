@@ -7,7 +7,6 @@ sandboxed and dies with us. Sources: QEMU docs/system/i386/microvm.rst, qemu-opt
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import socket
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from enclavekit.errors import CarrierError, LaunchError
 from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.contract import ImageKind, LaunchSpec, MemoryRegion, Mode, Statistics
+from enclavekit.hypervisor.memory import enclave_memory
 from enclavekit.hypervisor.qmp import Qmp
 from enclavekit.linux.cgroup import Cgroup
 from enclavekit.linux.process import dies_with_parent, usage_of
@@ -87,10 +87,7 @@ class QemuEnclave:
 
     def allocate(self, size: int) -> Sequence[MemoryRegion]:
         """One region: all of the enclave's memory. Pages are given by the kernel as they are touched."""
-        self._memory_fd = self._own(os.memfd_create("enclave-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
-        os.ftruncate(self._memory_fd, size)
-        # Should QEMU be taken over, it must not pull the memory away under our devices.
-        fcntl.fcntl(self._memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        self._memory_fd = self._own(enclave_memory(self._spec, size))
         mapped = mmap.mmap(self._memory_fd, size)
         return [MemoryRegion(0, memoryview(mapped))]
 
@@ -175,6 +172,7 @@ class QemuEnclave:
             parent_directory=self._spec.parent_directory,
             listen=self._spec.listen,
             publish=self._spec.publish,
+            network=self._spec.network,
             on_heartbeat=lambda: os.eventfd_write(heartbeat, 1),
             on_failure=self._device_failed,
         )

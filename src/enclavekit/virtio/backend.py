@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Protocol
 
 from enclavekit.errors import EnclaveConnectionError, EnclaveRefusedError
 from enclavekit.virtio.host_sockets import CONNECT_TIMEOUT_S, MAX_PORT, HostAddress, Listener, ParentRoute, Published
@@ -14,15 +15,28 @@ from enclavekit.virtio.loop import Loop
 from enclavekit.virtio.streams import HEARTBEAT_PORT, HeartbeatStream, SocketStream
 from enclavekit.virtio.transport import AnyTransport, attach
 from enclavekit.virtio.vsock import VsockDevice
-from enclavekit.virtio.vsock_host import Outcome, Stream
+from enclavekit.virtio.vsock_host import Outcome, Route, Stream
 from enclavekit.virtio.vsock_packet import PARENT_CID, VMADDR_CID_HOST
+
+
+class Network(Protocol):
+    """Guests that reach each other, as far as it lets them, in place of host sockets."""
+
+    def join(self, loop: Loop, device: VsockDevice) -> Mapping[int, Route]:
+        """A guest is there, and its device in this loop. Returns whom it reaches, which may change at any time."""
+
+    def leave(self, device: VsockDevice) -> None:
+        """It is gone. In its loop's thread; twice does no harm."""
 
 
 class VsockBackend:
     """The vsock device of one enclave. ``transport`` is ours from now on.
 
     ``listen`` says where ports of the parent lead that the guest dials, and ``publish`` which ports of the host lead to
-    which of the guest. Both callbacks come in the device's thread. ``on_heartbeat``: a heartbeat was heard.
+    which of the guest. With a ``network`` it has none of these, no sockets and no service: only who is in there.
+    Connections of ours come from ``host_cid``.
+
+    Both callbacks come in the device's thread. ``on_heartbeat``: a heartbeat was heard.
     ``on_failure``: the device has ended by itself, ``error`` says why; QEMU and the guest go on without it unless
     somebody ends them.
     """
@@ -39,25 +53,30 @@ class VsockBackend:
         publish: Sequence[tuple[HostAddress, int]] = (),
         on_heartbeat: Callable[[], None] | None = None,
         on_failure: Callable[[], None] | None = None,
+        network: Network | None = None,
+        host_cid: int = PARENT_CID,
     ) -> None:
         self._guest_cid = guest_cid
         self._enclave_id = enclave_id
         self._directory = directory
         self._on_failure = on_failure
         self._loop = Loop(self._work, self._end)
-        services: dict[int, Callable[[], Stream]] = {
-            HEARTBEAT_PORT: lambda: HeartbeatStream(on_heartbeat or (lambda: None))
-        }
-        parent = ParentRoute(
-            self._loop,
-            enclave_id=enclave_id,
-            directory=directory,
-            parent_directory=parent_directory,
-            services=services,
-            listen=listen,
-        )
-        routes = {VMADDR_CID_HOST: parent, PARENT_CID: parent}
-        self._device = VsockDevice(guest_cid, routes, self._loop.call_later)
+        routes: dict[int, Route] = {}
+        if network is None:
+            services: dict[int, Callable[[], Stream]] = {
+                HEARTBEAT_PORT: lambda: HeartbeatStream(on_heartbeat or (lambda: None))
+            }
+            parent = ParentRoute(
+                self._loop,
+                enclave_id=enclave_id,
+                directory=directory,
+                parent_directory=parent_directory,
+                services=services,
+                listen=listen,
+            )
+            routes = {VMADDR_CID_HOST: parent, PARENT_CID: parent}
+        self._device = VsockDevice(guest_cid, routes, self._loop.call_later, host_cid)
+        self._network = network
         self._transport = attach(transport, self._device, self._loop, self._hang_up)
         self._listeners: list[Listener | Published] = []
         self._publish = publish
@@ -69,9 +88,12 @@ class VsockBackend:
 
     def start(self) -> None:
         """Listen, and serve the guest. Raises ``FileError`` where the directory cannot hold the socket."""
-        self._listeners.append(Listener(self._loop, self._device, self._directory))
-        for address, port in self._publish:
-            self._listeners.append(Published(self._loop, self._device, address, port))
+        if self._network is not None:
+            self._device.routes = self._network.join(self._loop, self._device)
+        else:
+            self._listeners.append(Listener(self._loop, self._device, self._directory))
+            for address, port in self._publish:
+                self._listeners.append(Published(self._loop, self._device, address, port))
         self._transport.start()
         self._loop.start(f"vsock {self._enclave_id}")
 
@@ -126,6 +148,8 @@ class VsockBackend:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+        if self._network is not None:
+            self._network.leave(self._device)
         self._device.end()
 
     def _end(self) -> None:

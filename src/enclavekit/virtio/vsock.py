@@ -20,7 +20,7 @@ from typing import NamedTuple
 from enclavekit.errors import VirtqueueError
 from enclavekit.virtio.queue import MAX_SIZE, VIRTIO_F_INDIRECT_DESC, Chain, Virtqueue
 from enclavekit.virtio.vsock_connection import Connection, Event
-from enclavekit.virtio.vsock_host import Outcome, Route, Stream, Timer
+from enclavekit.virtio.vsock_host import Outcome, Pending, Route, Stream, Timer
 from enclavekit.virtio.vsock_packet import (
     CONFIG,
     HEADER,
@@ -110,23 +110,31 @@ def split(parts: list[memoryview], size: int) -> tuple[list[memoryview], list[me
 
 
 class VsockDevice:
-    """The device of the guest ``guest_cid``. ``routes`` says who lives at which CID and may change at any time."""
+    """The device of the guest ``guest_cid``. ``routes`` says who lives at which CID and may change at any time.
+
+    Connections from the host come from ``host_cid``, unless ``open`` is told of another source.
+    """
 
     features = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC
     queue_count = 2
     queue_names = ("rx", "tx")
 
     def __init__(
-        self, guest_cid: int, routes: Mapping[int, Route], call_later: Callable[[float, Callable[[], None]], Timer]
+        self,
+        guest_cid: int,
+        routes: Mapping[int, Route],
+        call_later: Callable[[float, Callable[[], None]], Timer],
+        host_cid: int = PARENT_CID,
     ) -> None:
         self.guest_cid = guest_cid
+        self.routes = routes
         self.config = CONFIG.pack(guest_cid)
         self.error: VirtqueueError | None = None
         """Why the device is broken, until its queues are started anew."""
         self.received = self.sent = 0
         """Bytes of payload, from the guest and to it."""
         self._gone = False
-        self._routes = routes
+        self._host_cid = host_cid
         self._call_later = call_later
         self._rx: Virtqueue | None = None
         self._tx: Virtqueue | None = None
@@ -204,22 +212,34 @@ class VsockDevice:
 
     # From the host
 
-    def open(self, port: int, stream: Stream, timeout_s: float, on_outcome: Callable[[Outcome, int], None]) -> None:
+    def open(
+        self,
+        port: int,
+        stream: Stream,
+        timeout_s: float,
+        on_outcome: Callable[[Outcome, int], None],
+        source: Address | None = None,
+    ) -> None:
         """Connect ``stream`` to a port of the guest. ``on_outcome`` gets the host's port too; if it is not accepted the
         stream is closed."""
-        if self._gone or self.error is not None or len(self._links) + len(self._draining) >= MAX_CONNECTIONS:
+        link = _Link(Connection(source or self._next_source(), Address(self.guest_cid, port)), stream)
+        if self._gone or self.error is not None or self._full or link.key in self._links:
             stream.close()
             on_outcome(Outcome.ENDED if self._gone else Outcome.REFUSED, 0)
             return
-        local = Address(PARENT_CID, self._host_port)
-        self._host_port += 1
-        if self._host_port == END_HOST_PORT:
-            self._host_port = FIRST_HOST_PORT
-        link = _Link(Connection(local, Address(self.guest_cid, port)), stream)
         link.on_outcome = on_outcome
         link.timer = self._call_later(timeout_s, partial(self._give_up, link, Outcome.TIMED_OUT))
         self._links[link.key] = link
         self._queue(link)
+
+    @property
+    def _full(self) -> bool:
+        return len(self._links) + len(self._draining) >= MAX_CONNECTIONS
+
+    def _next_source(self) -> Address:
+        port = self._host_port
+        self._host_port = port + 1 if port + 1 < END_HOST_PORT else FIRST_HOST_PORT
+        return Address(self._host_cid, port)
 
     def _give_up(self, link: _Link, outcome: Outcome) -> None:
         self._reply(link.connection.reset())
@@ -295,16 +315,30 @@ class VsockDevice:
 
     def _accept(self, header: Header) -> None:
         source = Address(header.src_cid, header.src_port)
-        route = self._routes.get(header.dst_cid)
-        stream = None
-        if route is not None and len(self._links) + len(self._draining) < MAX_CONNECTIONS:
-            stream = route.dial(source, header.dst_port)
-        if stream is None:
+        route = self.routes.get(header.dst_cid)
+        dialed = None
+        if route is not None and not self._full:
+            dialed = route.dial(source, header.dst_port)
+        if dialed is None:
             self._reply(header.reset())
             return
+        stream = dialed.stream if isinstance(dialed, Pending) else dialed
         link = _Link(Connection(Address(header.dst_cid, header.dst_port), source, request=header), stream)
         self._links[link.key] = link
-        stream.attach(partial(self._on_stream, link))
+        if isinstance(dialed, Pending):
+            dialed.then(partial(self._answer, link))
+        else:
+            self._answer(link, True)
+
+    def _answer(self, link: _Link, accepted: bool) -> None:
+        """The one whom the guest dialed has decided."""
+        if self._links.get(link.key) is not link:
+            return  # the guest did not wait
+        if not accepted:
+            self._give_up(link, Outcome.REFUSED)
+            return
+        link.connection.accept()
+        link.stream.attach(partial(self._on_stream, link))
         self._queue(link)
 
     def _receive(self, link: _Link, header: Header, payload: list[memoryview]) -> None:

@@ -39,6 +39,8 @@ class State(Enum):
 
     CONNECTING = auto()
     """We sent REQUEST."""
+    REQUESTED = auto()
+    """The peer sent REQUEST, and our side has not decided yet."""
     ESTABLISHED = auto()
 
 
@@ -61,6 +63,9 @@ TRANSITIONS: dict[State, dict[int, tuple[State, Event]]] = {
         Op.RESPONSE: (State.ESTABLISHED, Event.ACCEPTED),
         Op.RST: (State.CONNECTING, Event.REFUSED),
     },
+    State.REQUESTED: {
+        Op.RST: (State.REQUESTED, Event.RESET),
+    },
     State.ESTABLISHED: {
         Op.RW: (State.ESTABLISHED, Event.DATA),
         Op.CREDIT_UPDATE: (State.ESTABLISHED, Event.CREDIT),
@@ -75,7 +80,7 @@ SPOKEN_IN_ORDER = (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE, Op.SHUTDOWN)
 
 
 class Connection:
-    """Between ``local`` and ``peer``. Made by our REQUEST, or by the peer's, which is then answered by RESPONSE."""
+    """Between ``local`` and ``peer``. Made by our REQUEST, or by the peer's: then ``accept`` answers it by RESPONSE."""
 
     __slots__ = (
         "_fwd_cnt",
@@ -103,8 +108,8 @@ class Connection:
             self.state = State.CONNECTING
             self._wanted = {Op.REQUEST}
         else:
-            self.state = State.ESTABLISHED
-            self._wanted = {Op.RESPONSE}
+            self.state = State.REQUESTED
+            self._wanted = set()
             self._take_credit(request)
 
     # What the peer says
@@ -139,6 +144,11 @@ class Connection:
         return (self._tx_cnt - self._peer_fwd_cnt) & COUNTER_MASK
 
     # What our side does
+
+    def accept(self) -> None:
+        """Our side takes the connection that the peer asked for."""
+        self.state = State.ESTABLISHED
+        self._wanted.add(Op.RESPONSE)
 
     @property
     def credit(self) -> int:

@@ -35,10 +35,27 @@ class Stream(Protocol):
         """Done with it."""
 
 
+class Pending:
+    """A stream to somebody who has not said yet whether he takes it. All of it happens in the device's thread."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._on_answer: Callable[[bool], None] | None = None
+
+    def then(self, on_answer: Callable[[bool], None]) -> None:
+        """Who wants to know. Before the answer."""
+        self._on_answer = on_answer
+
+    def answer(self, accepted: bool) -> None:
+        """Once. The stream is closed by its device, also where it was not accepted."""
+        if self._on_answer is not None:
+            self._on_answer(accepted)
+
+
 class Route(Protocol):
     """Whoever lives at a CID."""
 
-    def dial(self, source: Address, port: int) -> Stream | None:
+    def dial(self, source: Address, port: int) -> Stream | Pending | None:
         """The guest's port ``source`` wants ``port``; None refuses."""
 
 

@@ -15,68 +15,16 @@ from pathlib import Path
 import pytest
 
 from enclavekit.errors import EnclaveConnectionError, FileError, ProtocolError
-from enclavekit.testing.vhost_user import MockFrontEnd
-from enclavekit.testing.virtio import MockVsockDriver
+from enclavekit.testing.vsock_guest import MockGuest
 from enclavekit.virtio.backend import VsockBackend
 from enclavekit.virtio.host_sockets import MAX_PATH, socket_path
 from enclavekit.virtio.streams import HEARTBEAT
-from enclavekit.virtio.vsock import RX, TX
-from enclavekit.virtio.vsock_packet import SHUTDOWN_BOTH, SHUTDOWN_SEND, Header, Op
+from enclavekit.virtio.vsock import TX
+from enclavekit.virtio.vsock_packet import SHUTDOWN_BOTH, SHUTDOWN_SEND, Op
 
 CID = 20
 ID = "0123abcd"
 TIMEOUT_S = 20.0
-
-
-class Guest:
-    """A guest that takes packets one by one, waiting for them."""
-
-    def __init__(self, transport: socket.socket) -> None:
-        transport.settimeout(TIMEOUT_S)
-        self.front = MockFrontEnd(transport, 1 << 20)
-        self.config = self.front.handshake()
-        self.boot()
-
-    def boot(self) -> None:
-        self.driver = MockVsockDriver(self.front.memory, CID, size=64)
-        self._packets: list[tuple[Header, bytes]] = []
-        self.front.start([self.driver.rx, self.driver.tx])
-        self.driver.fill_rx()
-        self.front.kick(RX)
-
-    def send(self, op: int, source: int, destination: int, payload: bytes = b"", **fields: int) -> None:
-        self.driver.send(op, source, destination, payload, **fields)
-        self.front.kick(TX)
-
-    def receive(self) -> tuple[Header, bytes]:
-        """The next packet."""
-        while not self._packets:
-            self.front.wait(RX)
-            self._packets = self.driver.receive()
-            self.front.kick(RX)
-        return self._packets.pop(0)
-
-    def expect(self, op: Op) -> Header:
-        header, _ = self.receive()
-        assert header.op == op
-        return header
-
-    def read(self, count: int) -> bytes:
-        """Payload, until there is as much."""
-        data = b""
-        while len(data) < count:
-            header, payload = self.receive()
-            assert header.op == Op.RW
-            data += payload
-        assert len(data) == count
-        return data
-
-    def accept(self, port: int) -> int:
-        """Answer the host's request; returns its port."""
-        header = self.expect(Op.REQUEST)
-        assert (header.src_cid, header.dst_port) == (3, port)
-        self.send(Op.RESPONSE, port, header.src_port)
-        return header.src_port
 
 
 class Rig:
@@ -97,7 +45,7 @@ class Rig:
             on_failure=self.failed.set,
         )
         self.backend.start()
-        self.guest = Guest(self.transport)
+        self.guest = MockGuest(self.transport, CID)
         self.pool = ThreadPoolExecutor(4)
 
     def listen(self, path: Path) -> socket.socket:
@@ -117,7 +65,7 @@ class Rig:
     def close(self) -> None:
         self.backend.close()
         self.pool.shutdown()
-        self.guest.front.close()
+        self.guest.close()
 
 
 def hung_up(client: socket.socket) -> bool:

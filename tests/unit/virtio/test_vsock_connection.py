@@ -24,8 +24,13 @@ def packet(op: int, *, length: int = 0, flags: int = 0, buf_alloc: int = 1000, f
     return Header(PEER.cid, LOCAL.cid, PEER.port, LOCAL.port, length, 1, op, flags, buf_alloc, fwd_cnt & 0xFFFFFFFF)
 
 
+def requested(buf_alloc: int = 1000) -> Connection:
+    return Connection(LOCAL, PEER, request=packet(Op.REQUEST, buf_alloc=buf_alloc))
+
+
 def accepted(buf_alloc: int = 1000) -> Connection:
-    connection = Connection(LOCAL, PEER, request=packet(Op.REQUEST, buf_alloc=buf_alloc))
+    connection = requested(buf_alloc)
+    connection.accept()
     response = connection.speak()
     assert response == Header(3, 16, 5000, 1024, 0, 1, Op.RESPONSE, 0, BUF_ALLOC, 0)
     return connection
@@ -41,10 +46,20 @@ def test_our_request() -> None:
     assert connection.credit == 77
 
 
+def test_until_our_side_has_decided_nothing_is_said_or_sent() -> None:
+    connection = requested(buf_alloc=1000)
+    assert not connection.wants_to_speak
+    assert connection.credit == 0
+    connection.accept()
+    assert connection.state is State.ESTABLISHED
+    assert connection.credit == 1000
+
+
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("op", [*Op, 0, 8, 0xFFFF])
 def test_what_is_not_in_the_table_is_a_violation(state: State, op: int) -> None:
-    connection = Connection(LOCAL, PEER) if state is State.CONNECTING else accepted()
+    made = {State.CONNECTING: lambda: Connection(LOCAL, PEER), State.REQUESTED: requested}
+    connection = made.get(state, accepted)()
     known = {what: event for what, (_, event) in TRANSITIONS[state].items()}
     assert connection.receive(packet(op)) is known.get(op, Event.VIOLATION)
 

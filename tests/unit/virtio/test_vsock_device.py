@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from vsock_rig import CID, GUEST_PORT, HOST_PORT, Rig
+from vsock_rig import CID, GUEST_PORT, HOST_PORT, UNDECIDED_PORT, FakeStream, Rig
 
 from enclavekit.testing.virtio import PacketLayout
 from enclavekit.virtio import vsock
@@ -51,6 +51,60 @@ def test_a_refused_port_and_an_unknown_cid_are_reset_at_once() -> None:
         Header(3, CID, 1, GUEST_PORT, 0, 1, Op.RST, 0, 0, 0),
         Header(77, CID, HOST_PORT, GUEST_PORT, 0, 1, Op.RST, 0, 0, 0),
     ]
+
+
+def test_who_is_asked_may_answer_later() -> None:
+    rig = Rig()
+    rig.send(Op.REQUEST, destination=UNDECIDED_PORT)
+    assert rig.receive_ops() == []
+    assert rig.route.streams[0].on_event is None  # nothing is read before
+    rig.route.pending[0].answer(True)
+    assert rig.receive_ops() == [Op.RESPONSE]
+    rig.send(Op.RW, b"hello", destination=UNDECIDED_PORT)
+    assert rig.route.streams[0].sent == b"hello"
+
+
+def test_who_is_asked_may_refuse_later() -> None:
+    rig = Rig()
+    rig.send(Op.REQUEST, destination=UNDECIDED_PORT)
+    rig.route.pending[0].answer(False)
+    assert rig.receive_ops() == [Op.RST]
+    assert rig.route.streams[0].closed
+    assert rig.device.connections == 0
+
+
+@pytest.mark.parametrize("op", [op for op in Op if op != Op.RST])
+def test_a_guest_that_does_not_wait_for_the_answer_is_reset(op: int) -> None:
+    rig = Rig()
+    rig.send(Op.REQUEST, destination=UNDECIDED_PORT)
+    rig.send(op, destination=UNDECIDED_PORT)
+    assert rig.receive_ops() == [Op.RST]
+    assert rig.route.streams[0].closed
+    rig.route.pending[0].answer(True)
+    assert rig.receive_ops() == []
+
+
+def test_a_guest_that_gave_up_and_asks_again_gets_its_own_answer() -> None:
+    rig = Rig()
+    rig.send(Op.REQUEST, destination=UNDECIDED_PORT)
+    rig.send(Op.RST, destination=UNDECIDED_PORT)
+    rig.send(Op.REQUEST, destination=UNDECIDED_PORT)
+    rig.route.pending[0].answer(True)
+    assert rig.receive_ops() == []
+    rig.route.pending[1].answer(False)
+    assert rig.receive_ops() == [Op.RST]
+
+
+def test_the_host_may_come_from_an_address_that_it_names_but_only_once_at_a_time() -> None:
+    rig = Rig()
+    source = Address(3, 4711)
+    for _ in range(2):
+        rig.device.open(7000, FakeStream(), 2.0, lambda outcome, port: rig.outcomes.append((outcome, port)), source)
+    ((header, _),) = rig.receive()
+    assert (header.src_cid, header.src_port, header.dst_port) == (3, 4711, 7000)
+    assert rig.outcomes == [(Outcome.REFUSED, 0)]
+    rig.send(Op.RESPONSE, source=7000, destination=4711)
+    assert rig.outcomes[1:] == [(Outcome.ACCEPTED, 4711)]
 
 
 @pytest.mark.parametrize("op", [op for op in Op if op not in (Op.REQUEST, Op.RST)] + [0, 99])

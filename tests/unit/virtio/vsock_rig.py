@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 
 from enclavekit.testing.virtio import MockVsockDriver, PacketLayout
 from enclavekit.virtio.vsock import RX, TX, VsockDevice
-from enclavekit.virtio.vsock_host import Outcome
+from enclavekit.virtio.vsock_host import Outcome, Pending
 from enclavekit.virtio.vsock_packet import Address, Header, Op
 
 CID = 16
 GUEST_PORT = 1024
 HOST_PORT = 5000
+UNDECIDED_PORT = 5001
 
 
 class FakeStream:
@@ -97,14 +98,19 @@ class FakeTimer:
 
 
 class FakeRoute:
-    """Accepts ``HOST_PORT``."""
+    """Accepts ``HOST_PORT``, and ``UNDECIDED_PORT`` when the test says so."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Address, int]] = []
         self.streams: list[FakeStream] = []
+        self.pending: list[Pending] = []
 
-    def dial(self, source: Address, port: int) -> FakeStream | None:
+    def dial(self, source: Address, port: int) -> FakeStream | Pending | None:
         self.calls.append((source, port))
+        if port == UNDECIDED_PORT:
+            self.streams.append(FakeStream())
+            self.pending.append(Pending(self.streams[-1]))
+            return self.pending[-1]
         if port != HOST_PORT:
             return None
         self.streams.append(FakeStream())

@@ -8,7 +8,6 @@ are ours. Queue kicks and interrupts are eventfds and do not pass through the vC
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import socket
@@ -25,6 +24,7 @@ from enclavekit.hypervisor.kvm.exits import End
 from enclavekit.hypervisor.kvm.machine import DeviceBus, Machine, PortRange, Window
 from enclavekit.hypervisor.kvm.ports import CMOS, I8042, I8042_COMMAND, I8042_DATA, Cmos
 from enclavekit.hypervisor.kvm.serial import COM1, COM1_IRQ, PORTS, Serial
+from enclavekit.hypervisor.memory import enclave_memory
 from enclavekit.linux.kvm import DEVICE, Vm
 from enclavekit.platform import rom
 from enclavekit.platform.acpi import SLEEP_CONTROL
@@ -98,10 +98,8 @@ class KvmEnclave:
 
     def allocate(self, size: int) -> Sequence[MemoryRegion]:
         """One region: all of the enclave's memory. Pages are given by the kernel as they are touched."""
-        self._memory_fd = os.memfd_create("enclave-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._memory_fd = enclave_memory(self._spec, size)
         self._cleanup.callback(os.close, self._memory_fd)
-        os.ftruncate(self._memory_fd, size)
-        fcntl.fcntl(self._memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self._memory = memoryview(mmap.mmap(self._memory_fd, size))
         return [MemoryRegion(0, self._memory[:])]
 
@@ -178,6 +176,7 @@ class KvmEnclave:
             parent_directory=self._spec.parent_directory,
             listen=self._spec.listen,
             publish=self._spec.publish,
+            network=self._spec.network,
             on_heartbeat=lambda: os.eventfd_write(self._heartbeat, 1),
             on_failure=lambda: machine.stop(End("failure", f"vsock device: {backend.error}")),
         )
