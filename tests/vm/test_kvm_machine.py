@@ -18,9 +18,9 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from struct import pack, pack_into
+from struct import pack
 
 import pytest
 from test_loader import changed, image, sealed
@@ -35,12 +35,14 @@ from enclavekit.hypervisor.kvm.ports import I8042
 from enclavekit.hypervisor.launch import launch
 from enclavekit.linux.kvm import Vm
 from enclavekit.platform import rom as platform_rom
+from enclavekit.platform.machine import BootProtocol
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no /dev/kvm for this user")
 
 MIB = 1 << 20
 TIMEOUT_S = 60.0
 CODE = 0x1000
+KERNEL_ADDRESS = 0x200000
 ROM_SIZE = 0x10000
 FAR_JUMP = b"\xea"
 SPIN = b"\xeb\xfe"
@@ -285,23 +287,59 @@ def waiting_bytes(enclave: KvmEnclave) -> int:
 
 def boot_kernel(code: bytes, directory: Path) -> KvmEnclave:
     """An EIF whose kernel is ``code`` at its 32-bit entry."""
+    return boot_image({0x400: code}, BootProtocol.EIF, directory)
+
+
+def boot_image(parts: Mapping[int, bytes], protocol: BootProtocol, directory: Path) -> KvmEnclave:
+    """An EIF with these bytes at these offsets of its kernel."""
     data = image()
     kernel = 548 + 12
-    pack_into("<I", data, kernel + 0x260, 0x1000)
-    data[kernel + 0x400 : kernel + 0x400 + len(code)] = code
+    fields = {0x248: pack("<II", 0, 0x400), 0x258: pack("<QI", KERNEL_ADDRESS, 0x1000)}
+    for offset, part in {**fields, **parts}.items():
+        data[kernel + offset : kernel + offset + len(part)] = part
     data = sealed(data)
-    spec = LaunchSpec("00000000", 64 * MIB, 1, len(data), Discovery.CMDLINE, directory)
+    spec = LaunchSpec("00000000", 64 * MIB, 1, len(data), Discovery.CMDLINE, directory, boot=protocol)
     enclave = launch(KvmCarrier().create, spec, io.BytesIO(data), mode=Mode.DEBUG)
     assert isinstance(enclave, KvmEnclave)
     return enclave
 
 
-def test_the_rom_enters_the_kernel(tmp_path: Path) -> None:
-    """mov dx, 0x3f8; mov al, 'K'; out dx, al; mov al, [esi + 0x210], the loader's type; out dx, al; reset."""
-    code = b"\xba\xf8\x03\x00\x00\xb0K\xee\x8a\x86\x10\x02\x00\x00\xee\xb0\xfe\xe6\x64\xeb\xfe"
-    enclave = boot_kernel(code, tmp_path)
+def vmlinux(code: bytes) -> bytes:
+    """One segment at KERNEL_ADDRESS, which is code, and the note that says to enter it there."""
+    note = pack("<III4sI", 4, 4, 18, b"Xen\0", KERNEL_ADDRESS)
+    where = 64 + 2 * 56
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    load = pack("<IIQQQQQQ", 1, 5, where + len(note), 0, KERNEL_ADDRESS, len(code), len(code), 1)
+    notes = pack("<IIQQQQQQ", 4, 4, where, 0, 0, len(note), len(note), 1)
+    return head + load + notes + note + code
+
+
+SAY_K = b"\xba\xf8\x03\0\0\xb0K\xee"  # mov edx, 0x3f8; mov al, 'K'; out dx, al
+SAY_LOADER = b"\x8a\x86\x10\x02\0\0\xee"  # mov al, [esi + 0x210], the loader's type; out dx, al
+SAY_MAGIC = b"\x8a\x03\xee"  # mov al, [ebx], hvm_start_info's first byte; out dx, al
+SETUP = (
+    b"\xba\xf8\x03\xb0K\xee\xa0\x10\x02\xee"  # the same in real mode: the header is in the data segment
+    b"\x66\xb8\x20\xe8\0\0\x66\xba\x50\x41\x4d\x53\x66\x31\xdb\x66\xb9\x14\0\0\0\xbf\0\x30\xcd\x15"  # E820
+    b"\xba\xf8\x03\x88\xc8\xee"  # how long the entry is: mov al, cl; out dx, al
+) + RESET
+
+
+@pytest.mark.parametrize(
+    ("protocol", "parts", "says"),
+    [
+        (BootProtocol.EIF, {0x400: SAY_K + SAY_LOADER + RESET}, b"K\xff"),
+        (BootProtocol.LINUX, {0x400: SAY_K + SAY_LOADER + RESET}, b"K\xff"),
+        (BootProtocol.PVH, {0x400: vmlinux(SAY_K + SAY_MAGIC + RESET)}, b"K\x78"),
+        (BootProtocol.REALMODE, {0x200: b"\xeb\x6e", 0x270: SETUP}, b"K\xff\x14"),
+    ],
+)
+def test_the_rom_enters_the_kernel(
+    protocol: BootProtocol, parts: Mapping[int, bytes], says: bytes, tmp_path: Path
+) -> None:
+    """Each protocol's own entry, with what it is promised there."""
+    enclave = boot_image(parts, protocol, tmp_path)
     try:
-        assert read_console(enclave, b"\xff") == b"K\xff"
+        assert read_console(enclave, says[-1:]) == says
         wait_for_end(enclave)
         assert enclave.failure() is None
     finally:
