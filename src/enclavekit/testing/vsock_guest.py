@@ -32,8 +32,13 @@ class MockGuest:
         self.front.kick(RX)
 
     def send(self, op: int, source: int, destination: int, payload: bytes = b"", **fields: int) -> None:
-        """One packet."""
-        self.driver.send(op, source, destination, payload, **fields)
+        """One packet, once there is room for it."""
+        while True:
+            try:
+                self.driver.send(op, source, destination, payload, **fields)
+                break
+            except ValueError:  # all buffers are with the device
+                self.front.wait(TX)
         self.front.kick(TX)
 
     def receive(self) -> tuple[Header, bytes]:
