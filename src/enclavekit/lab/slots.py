@@ -26,11 +26,11 @@ class DonatedRange:
     """Parent memory that a slot has been given. The parent's RAM is a memfd shared with us."""
 
     address: int
-    """Where the parent sees it, guest physical; a multiple of 2 MiB, as the size is."""
+    """Where the parent sees it, guest physical. What the parent donates is of whole 2 MiB, but may lie in pieces."""
     size: int
     """Bytes."""
     fd: int
-    """The memfd; whoever keeps the range keeps this descriptor open."""
+    """The memfd. It stays open until the parent has gone and all slots are free; who needs it longer duplicates it."""
     offset: int
     """Where in the memfd it begins, bytes."""
 

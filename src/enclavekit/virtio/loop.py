@@ -105,10 +105,11 @@ class Loop:
         if self._thread is None:
             self._end()
         else:
-            self.call(self._finish)
+            self.call(self.finish)
             self._thread.join()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """From the loop's own thread: end soon."""
         self._stopping = True
 
     def _run(self) -> None:
