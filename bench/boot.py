@@ -81,10 +81,10 @@ def until_line(command: list[str], environment: dict[str, str], fds: list[int]) 
         return passed
 
 
-def common(qemu: Qemu, memory_fd: int) -> list[str]:
+def common(qemu: Qemu, memory_fd: int, memory: int = MEMORY) -> list[str]:
     return [
-        *qemu.command, "-machine", MACHINE, "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", f"{MEMORY // MIB}M",
-        "-object", f"memory-backend-file,id=mem,size={MEMORY},mem-path=/proc/self/fd/{memory_fd},share=on",
+        *qemu.command, "-machine", MACHINE, "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", f"{memory // MIB}M",
+        "-object", f"memory-backend-file,id=mem,size={memory},mem-path=/proc/self/fd/{memory_fd},share=on",
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio", "-device", "i8042",
     ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 
 Same kernel, ramdisk, command line and accelerator, interleaved in one run; medians, as ratios to -kernel. Times are
 from before anything is written into enclave memory to: the loader's last byte (0x4b on port 0xe9), the kernel's first
-line, and init's. QEMU's -kernel has no marker.
+line, and init's. QEMU's -kernel has no marker. Then, from QEMU's start to the loader's end: ramdisks of two sizes.
 
     python bench/boot_protocols.py [--rounds N] [--svg FILE]
 """
@@ -28,6 +28,7 @@ from typing import Any
 from boot import CMDLINE, MEMORY, TIMEOUT_S, common, make_image, qemu_variables
 from enclavekit import eif
 from enclavekit.codec.bzimage import READ_SIZE, BzImage
+from enclavekit.eif import Content, FileContent
 from enclavekit.environment import data_directory
 from enclavekit.hypervisor.contract import MemoryRegion
 from enclavekit.hypervisor.host_laid import lay_image
@@ -35,7 +36,7 @@ from enclavekit.hypervisor.launch import write_image
 from enclavekit.hypervisor.parts import Parts, assemble
 from enclavekit.platform import rom
 from enclavekit.platform.guest_memory import GuestMemory
-from enclavekit.platform.machine import IMAGE_LOAD_OFFSET, BootProtocol
+from enclavekit.platform.machine import IMAGE_LOAD_OFFSET, MIB, BootProtocol
 from enclavekit.runtime import Qemu, find_kernel, find_qemu
 
 MARKS = ("loader", "kernel", "init")
@@ -43,8 +44,11 @@ KERNEL_LINE, INIT_LINE = b"[    0.000000]", b"init\n"
 EARLY = " earlyprintk=ttyS0 ignore_loglevel"
 
 
-def until_marks(command: list[str], qemu: Qemu, fds: list[int], start: float) -> dict[str, float]:
-    """Seconds from ``start`` to each of MARKS."""
+RAMDISKS = (8 * MIB, 1024 * MIB)
+
+
+def until_marks(command: list[str], qemu: Qemu, fds: list[int], start: float, last: str = "init") -> dict[str, float]:
+    """Seconds from ``start`` to each of MARKS up to the last."""
     ours, theirs = socket.socketpair()
     options = [
         "-chardev",
@@ -60,7 +64,7 @@ def until_marks(command: list[str], qemu: Qemu, fds: list[int], start: float) ->
         theirs.close()
         assert process.stdout is not None
         waited: list[Any] = [process.stdout, ours]
-        while "init" not in made:
+        while last not in made:
             ready, _, _ = select.select(waited, [], [], TIMEOUT_S)
             now = time.perf_counter() - start
             if not ready:
@@ -79,6 +83,8 @@ def until_marks(command: list[str], qemu: Qemu, fds: list[int], start: float) ->
                     made.setdefault("kernel", now)
                 if b"\n" + INIT_LINE in seen:
                     made["init"] = now
+        if last != "init":
+            process.kill()
         process.wait(TIMEOUT_S)
     return made
 
@@ -112,6 +118,25 @@ def with_rom(qemu: Qemu, protocol: BootProtocol, image: bytes | Parts) -> dict[s
     command = [*common(qemu, memory_fd), "-bios", f"/proc/self/fd/{rom_fd}"]
     try:
         return until_marks(command, qemu, [memory_fd, rom_fd], start)
+    finally:
+        os.close(memory_fd)
+        os.close(rom_fd)
+
+
+def loader_s(qemu: Qemu, kernel: Content, ramdisk: int) -> float:
+    """Seconds from QEMU's start to the loader's end, with a ramdisk of this many bytes in place."""
+    memory = ramdisk + 512 * MIB
+    memory_fd, rom_fd = os.memfd_create("memory"), os.memfd_create("rom")
+    os.ftruncate(memory_fd, memory)
+    try:
+        with tempfile.TemporaryFile() as file, mmap.mmap(memory_fd, memory) as mapped, memoryview(mapped) as view:
+            file.truncate(ramdisk)
+            parts = Parts(kernel, CMDLINE.encode(), [FileContent(file, 0, ramdisk, "ramdisk")])
+            assemble(parts, [MemoryRegion(0, view)], IMAGE_LOAD_OFFSET)
+        boot = rom.Boot(memory, 1, IMAGE_LOAD_OFFSET, parts.size, (), eif.Discovery.CMDLINE)
+        os.write(rom_fd, rom.compose(boot, rom.loader()))
+        command = [*common(qemu, memory_fd, memory), "-bios", f"/proc/self/fd/{rom_fd}"]
+        return until_marks(command, qemu, [memory_fd, rom_fd], time.perf_counter(), "loader")["loader"]
     finally:
         os.close(memory_fd)
         os.close(rom_fd)
@@ -158,6 +183,7 @@ def main() -> None:
     qemu, kernel = find_qemu(root), find_kernel(root)
     image, ramdisk = make_image(kernel)
     times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    loaders: dict[int, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as directory:
         ramdisk_file, image_file = Path(directory) / "ramdisk", Path(directory) / "image"
         ramdisk_file.write_bytes(ramdisk)
@@ -172,6 +198,8 @@ def main() -> None:
                 for name, marks in made.items():
                     for mark, passed in marks.items():
                         times[name][mark].append(passed)
+                for size in RAMDISKS:
+                    loaders[size].append(loader_s(qemu, parts.kernel, size))
     medians = {
         name: {mark: statistics.median(marks[mark]) for mark in MARKS if mark in marks} for name, marks in times.items()
     }
@@ -180,7 +208,10 @@ def main() -> None:
         ratios = {mark: passed / base[mark] for mark, passed in marks.items() if mark in base}
         words = ", ".join(f"{mark} {passed:.2f} s" for mark, passed in marks.items())
         print(f"{name:16} {words}; to -kernel: " + ", ".join(f"{mark} {ratio:.2f}" for mark, ratio in ratios.items()))
-    print(json.dumps({"bench": "boot_protocols", "rounds": options.rounds, "seconds": medians}))
+    small, large = (statistics.median(loaders[size]) for size in RAMDISKS)
+    print(f"loader, ramdisk of 8 MiB {small:.3f} s, of 1 GiB {large:.3f} s: {large / small:.2f}")
+    result = {"rounds": options.rounds, "seconds": medians, "loader_8_mib_s": small, "loader_1_gib_s": large}
+    print(json.dumps({"bench": "boot_protocols", **result}))
     if options.svg:
         options.svg.write_text(plot(medians))
 
