@@ -93,6 +93,8 @@ class Plan:
     needed: int
     """Bytes of memory without which it does not boot."""
     kernel: BzImage
+    crc: int
+    """What the header should say."""
 
 
 def plan(
@@ -112,7 +114,8 @@ def plan(
     ``CertificateError``.
     """
     image = eif.read(file)
-    measured = eif.measure(file, image, name="image").measurements
+    found = eif.measure(file, image, name="image")
+    measured = found.measurements
     pcrs = {0: measured.pcr0, 1: measured.pcr1, 2: measured.pcr2}
     if image.signature:
         signature = eif.Signature.parse(eif.read_section(file, image.signature))
@@ -126,7 +129,7 @@ def plan(
     needed = needed_memory(kernel, image.size, ramdisks, boot) if local else needed_nitro_memory(image.size)
     chosen = choose_memory(needed, memory) if local else choose_nitro_memory(image.size, memory)
     discovery = nitro_discovery(file, image) if platform is Platform.NITRO else image_discovery(file, image)
-    return Plan(image, chosen, discovery, pcrs, needed, kernel)
+    return Plan(image, chosen, discovery, pcrs, needed, kernel, found.crc)
 
 
 def run(
