@@ -100,6 +100,17 @@ def nitro_cli_words() -> tuple[str, bool]:
     return os.environ.get("RUST_LOG") or "info", os.environ.get("BACKTRACE") == "1"
 
 
+def lab_directory() -> Path:
+    """Of labs that are up, beside the directory of running enclaves."""
+    runtime = runtime_directory()
+    return runtime.with_name(f"{runtime.name}-labs")
+
+
+def lab_cache() -> Path:
+    """Of the root file system of labs' parents."""
+    return cache_directory() / "lab"
+
+
 def carrier() -> str | None:
     """What runs enclaves of commands that have no option for it."""
     return os.environ.get("ENCLAVEKIT_CARRIER") or None

@@ -233,6 +233,20 @@ class ControlError(Error):
     )
 
 
+class LabError(Error):
+    """A lab's parent machine cannot be started, or does not do what it should."""
+
+    code = "lab"
+    remedy = "`enclave lab status` shows what runs, `enclave lab logs` what the parent's kernel and the hypervisor say"
+
+
+class NoLabError(LabError):
+    """No lab of that name is up."""
+
+    code = "no-lab"
+    remedy = "`enclave lab up` starts one"
+
+
 class CarrierError(Error):
     """What carries the enclave (QEMU, KVM, a driver) failed."""
 

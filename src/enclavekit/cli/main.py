@@ -31,6 +31,7 @@ COMMANDS = {
     "diff": "enclavekit.cli.diff:diff",
     "init": "enclavekit.cli.project:init",
     "kernel": "enclavekit.cli.kernel:kernel",
+    "lab": "enclavekit.cli.lab:lab",
     "doctor": "enclavekit.cli.doctor:doctor",
     "explain": "enclavekit.cli.explain_code:explain",
     "extract": "enclavekit.cli.extract:extract",

@@ -56,6 +56,13 @@ _COMPILER = ("base-files", "bc", "bison", "flex", "gcc", "libelf-dev", "make", "
 COMPILERS = {"compiler": _COMPILER, "compiler-aarch64": (*_COMPILER, "gcc-aarch64-linux-gnu")}
 """What kernels are built with, from the first suite, with all that it depends on."""
 
+PARENT = "parent"
+SETS = {
+    **COMPILERS,
+    PARENT: ("base-files", "bash", "busybox-static", "libgcc-s1", "libpython3-stdlib", "libssl3t64", "python3-minimal"),
+}
+"""All that are installed with what they depend on; ``PARENT`` is the system of a lab's parent machine."""
+
 ALIASES = ("stable", "oldstable", "testing", "unstable", "sid", "devel")
 
 

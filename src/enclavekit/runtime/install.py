@@ -26,7 +26,7 @@ from pathlib import Path
 from enclavekit.errors import FileError, NoQemuError, RuntimeInstallError, UnsupportedHostError
 from enclavekit.linux.locks import locked, try_lock
 from enclavekit.runtime.apt import MIB, Apt, Download, Host, sha256_of
-from enclavekit.runtime.distribution import BY_HAND, COMPILERS, Distribution, OsRelease, distribution_of
+from enclavekit.runtime.distribution import BY_HAND, SETS, Distribution, OsRelease, distribution_of
 from enclavekit.runtime.find import OLDEST, dotted, installed_kernel, installed_qemu, probe
 from enclavekit.runtime.manifest import FILE, Component, read_manifest, write_manifest
 from enclavekit.runtime.sources import choose_source, read_sources
@@ -48,7 +48,8 @@ QEMU_FILES = (
 )
 KERNEL_FILES = ("boot/vmlinuz-*", "boot/config-*", "usr/lib/modules", "lib/modules")
 PACKAGE_FILES = ("*",)
-COMPILER_PACKAGE = re.compile(r"gcc-[0-9]{1,3}")
+SET_PACKAGE = re.compile(r"gcc-[0-9]{1,3}|python3-minimal")
+"""Whose version a set has."""
 
 
 class Stage(StrEnum):
@@ -106,7 +107,7 @@ class Runtime:
         *,
         newest: bool = False,
     ) -> list[Installed]:
-        """Bring what is wanted and not there: ``qemu``, ``kernel``, one of ``COMPILERS``, or a package, all of it.
+        """Bring what is wanted and not there: ``qemu``, ``kernel``, one of ``SETS``, or a package, all of it.
 
         With ``newest``, also what is there in another version than the mirror has now.
         """
@@ -211,8 +212,8 @@ class Runtime:
         elif name == "kernel":
             files = KERNEL_FILES
             downloads = apt.plan(_kernel_packages(distribution.kernel, apt))
-        elif name in COMPILERS:
-            downloads = apt.plan(COMPILERS[name], suite)
+        elif name in SETS:
+            downloads = apt.plan(SETS[name], suite)
         else:
             downloads = apt.plan([name])
         packages = tuple(sorted((item.package for item in downloads), key=lambda package: package.name))
@@ -228,7 +229,7 @@ class Runtime:
         elif name == "kernel":
             version = _kernel_name(tree)
         else:
-            main = COMPILER_PACKAGE if name in COMPILERS else re.compile(re.escape(name))
+            main = SET_PACKAGE if name in SETS else re.compile(re.escape(name))
             version = next(item.package.version for item in downloads if main.fullmatch(item.package.name))
         directory = f"{name}-{version.replace(':', '.')}"
         target = self._root / directory
