@@ -12,6 +12,7 @@ CODES = {
     "allocation", "allocator-config",
     "boot", "build", "locked", "control", "guest-memory", "heartbeat", "no-docker", "no-enclave",
     "panic", "no-image", "project",
+    "lab", "no-lab",
     "carrier", "certificate", "connection", "eif", "error", "file", "format", "guest",
     "image-too-large", "kernel", "kernel-build", "launch", "memory", "missing", "no-kernel", "no-qemu", "offline",
     "protocol", "refused", "runtime", "signature", "signing", "source", "truncated", "unsupported-host", "usage",

@@ -27,9 +27,11 @@ from enclavekit.cli.runtime import runtime_root
 from enclavekit.enclave.background import MAX_WORD, background, told_error
 from enclavekit.enclave.control import ask
 from enclavekit.enclave.log_file import read_log
-from enclavekit.environment import lab_cache, lab_directory, qemu_environment, search_path
+from enclavekit.environment import attestation_directory, lab_cache, lab_directory, qemu_environment, search_path
 from enclavekit.errors import MissingError, NoEnclaveError, UsageError
 from enclavekit.hypervisor.accel import Accel, choose
+from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, select_carrier
+from enclavekit.hypervisor.contract import Carrier
 from enclavekit.lab.agent_frames import Command
 from enclavekit.lab.copy import copy_in, copy_out
 from enclavekit.lab.directory import CONSOLE, LOG, claim, find, up
@@ -84,6 +86,13 @@ def _system() -> System:
 @click.option("--instance-id", metavar="i-ID", help="Made up, unless one is given; PCR4 of the enclaves.")
 @click.option("--role", metavar="ARN", help="The instance's IAM role, for PCR3 of the enclaves.")
 @click.option("--accel", type=click.Choice(["auto", *Accel]), default="auto", show_default=True)
+@click.option(
+    "--carrier",
+    type=click.Choice([CarrierName.QEMU, CarrierName.KVM]),
+    default=CarrierName.QEMU,
+    show_default=True,
+    help="What runs the enclaves.",
+)
 @click.option("--qemu", envvar="ENCLAVEKIT_QEMU", metavar="PROGRAM", help="Instead of the runtime's; from 10.1 on.")
 @output_options
 def up_command(
@@ -94,6 +103,7 @@ def up_command(
     instance_id: str | None,
     role: str | None,
     accel: str,
+    carrier: str,
     qemu: str | None,
     output: Output,
 ) -> None:
@@ -115,11 +125,25 @@ def up_command(
         accel=chosen.accel,
         ramdisks=[system.ramdisk, package_ramdisk(system, lab_cache())],
         parent=parent,
+        carrier=_carrier(carrier, qemu, chosen.accel),
+        attestation_directory=attestation_directory(),
+        role=role,
     )
     state = _start(name, options)
     output.show(
         {"schema": 1, **state}, lambda console: console.print(f"{name}: up, as {state['instance_id']}", markup=False)
     )
+
+
+def _carrier(name: str, qemu: str | None, accel: Accel) -> Carrier:
+    options = CarrierOptions(
+        runtime_root=runtime_root(),
+        search_path=search_path(),
+        environment=qemu_environment(),
+        qemu=qemu,
+        accel=accel,
+    )
+    return select_carrier(CarrierName(name), options).carrier
 
 
 def _start(name: str, options: LabOptions) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from enclavekit.enclave.control import ControlServer
 from enclavekit.enclave.log_file import LogFile
 from enclavekit.errors import EnclaveConnectionError, Error, FileError, LabError
 from enclavekit.hypervisor.accel import Accel
+from enclavekit.hypervisor.contract import Carrier
 from enclavekit.lab.directory import AGENT, CONSOLE, DEVICE, LOG, LabDirectory
+from enclavekit.lab.enclave import Host
+from enclavekit.lab.hypervisor import LabHypervisor
 from enclavekit.lab.ne_server import NeServer
 from enclavekit.lab.parent import AGENT_PORT, Parent, ParentOptions
-from enclavekit.lab.slots import Answer, Slot
 from enclavekit.lab.switch import Switch
 from enclavekit.runtime.find import Kernel, Qemu
 from enclavekit.virtio.host_sockets import socket_path
@@ -42,17 +44,6 @@ NO_AGENT = b"-"
 """Sent instead of a connection."""
 
 
-class _NoHypervisor:
-    def start(self, slot: Slot, cid: int, flags: int, answer: Answer) -> None:
-        answer(-38, 0)
-
-    def stop(self, slot: Slot) -> None:
-        pass
-
-    def free(self, slot: Slot) -> None:
-        pass
-
-
 @dataclass(frozen=True, slots=True)
 class LabOptions:
     """What a lab is made of."""
@@ -63,6 +54,12 @@ class LabOptions:
     ramdisks: list[Path]
     """The parent's root file system."""
     parent: ParentOptions
+    carrier: Carrier
+    """Of the enclaves."""
+    attestation_directory: Path
+    """Of the authority that signs their documents."""
+    role: str | None = None
+    """The parent's, for PCR3."""
 
 
 class Lab:
@@ -110,15 +107,15 @@ class Lab:
         self._parent = Parent(self._options.qemu, self._options.kernel, self._options.accel, self._options.parent)
         self._cleanup.callback(self._selector.close)
         with ExitStack() as given:
-            self._server = NeServer(
-                self._listen(DEVICE), _NoHypervisor(), on_gone=lambda: self.stop("the device has ended")
-            )
-            self._cleanup.callback(self._server.close)
-            self._server.start()
             vsock, vsock_qemu = socket.socketpair()
             given.callback(vsock_qemu.close)
             self._switch.start_parent(vsock, lambda: self.stop("the vsock device has ended"))
             self._cleanup.callback(self._switch.close)
+            hypervisor = LabHypervisor(self._host(), self._enclave_ended)
+            self._cleanup.callback(hypervisor.close)
+            self._server = NeServer(self._listen(DEVICE), hypervisor, on_gone=lambda: self.stop("the device has ended"))
+            self._cleanup.callback(self._server.close)
+            self._server.start()
             console, console_qemu = socket.socketpair()
             given.callback(console_qemu.close)
             self._cleanup.callback(console.close)
@@ -134,6 +131,20 @@ class Lab:
         self._selector.register(agent, selectors.EVENT_READ, lambda: self._accept(agent))
         self._control = ControlServer(
             self._selector, self._directory.path, status=self._state, stop=lambda grace_s: self.stop()
+        )
+
+    def _enclave_ended(self, uid: int) -> None:
+        self._server.ended(uid)
+
+    def _host(self) -> Host:
+        options = self._options
+        return Host(
+            carrier=options.carrier,
+            switch=self._switch,
+            log=self.log,
+            attestation_directory=options.attestation_directory,
+            role=options.role,
+            instance_id=options.parent.instance_id,
         )
 
     def _listen(self, name: str) -> socket.socket:
