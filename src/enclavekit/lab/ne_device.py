@@ -79,11 +79,12 @@ class NeDevice:
         later: Later,
         limits: Limits | None = None,
     ) -> None:
-        self.faults: dict[Command, Fault] = {}
-        """By command, as long as they are there."""
+        self.limits = limits or Limits()
+        self.faults: list[tuple[Command, Fault]] = []
+        """The next such command goes wrong; more of them one after another."""
         self._signal = signal
         self._later = later
-        self._slots = Slots(hypervisor, find, self._event, limits or Limits())
+        self._slots = Slots(hypervisor, find, self._event, self.limits)
         self._config = bytearray(config_space())
         self._registers = bytearray(REGISTER_BAR_SIZE)
         self._transaction = 0
@@ -160,11 +161,18 @@ class NeDevice:
             self._reply(transaction, Reply(rc=-errno.EINVAL))
             return
         request = bytes(self._registers[NE_SEND_DATA : NE_SEND_DATA + REQUESTS[command].size])
-        fault = self.faults.get(command)
+        fault = self._fault(command)
         if fault is None:
             self._do(transaction, command, request)
         elif not fault.lost:
             self._later.call_later(fault.delay_s, lambda: self._do(transaction, command, request, fault.errno))
+
+    def _fault(self, command: Command) -> Fault | None:
+        for index, (failing, fault) in enumerate(self.faults):
+            if failing is command:
+                del self.faults[index]
+                return fault
+        return None
 
     def _do(self, transaction: int, command: Command, request: bytes, number: int = 0) -> None:
         """``number``: to be refused with."""

@@ -20,11 +20,12 @@ FIRST_UID = 0x17A_AB64_B3F7_703D
 ADDRESS_END = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Limits:
-    """What is known of nobody, but that EC2 has four enclaves an instance.
+    """What is known of nobody, but that EC2 has four enclaves an instance. Changes count from the next command on.
 
-    ``cpus`` is how many the parent has; its CPU 0 is never given away.
+    ``cpus`` is how many the parent has; its CPU 0 is never given away. ``regions`` is told to the driver when it
+    makes a slot.
     """
 
     slots: int = 4

@@ -209,6 +209,7 @@ class Slot:
         self.regions.append((address, size))
         for found in ranges:
             self._driver.command(Command.SLOT_ADD_MEM)
+            self._driver.check_memory(self, *found)
             self.ranges.append(found)
 
     def _check_region(self, size: int, address: int) -> None:
@@ -308,6 +309,14 @@ class SimulatedDriver:
             if failing is command:
                 del self._faults[index]
                 _errno(number)
+
+    def check_memory(self, slot: Slot, address: int, size: int) -> None:
+        """SLOT_ADD_MEM: a page is not given twice. Between programs that cannot be told: addresses are their own."""
+        for other in self.slots:
+            if other.mm == slot.mm and any(
+                start < address + size and address < start + length for start, length in other.ranges
+            ):
+                _errno(errno.EBUSY)
 
     def create_vm(self, mm: int) -> Slot:
         """NE_CREATE_VM."""

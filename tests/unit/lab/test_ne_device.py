@@ -204,11 +204,11 @@ def test_freed_while_it_starts(rig: Rig) -> None:
 
 def test_faults(rig: Rig) -> None:
     uid = built(rig)
-    rig.server.device.faults[Command.SLOT_INFO] = Fault(errno=errno.EIO)
+    rig.server.device.faults.append((Command.SLOT_INFO, Fault(errno=errno.EIO)))
     refused(rig, errno.EIO, Command.SLOT_INFO, uid)
-    rig.server.device.faults[Command.SLOT_INFO] = Fault(delay_s=0.01)
+    rig.server.device.faults.append((Command.SLOT_INFO, Fault(delay_s=0.01)))
     assert rig.driver.do(Command.SLOT_INFO, uid).nr_vcpus == 1
-    rig.server.device.faults[Command.ENCLAVE_START] = Fault(lost=True)
+    rig.server.device.faults.append((Command.ENCLAVE_START, Fault(lost=True)))
     rig.driver.post(Command.ENCLAVE_START, uid, 0, 0)
     rig.driver.do(Command.SLOT_FREE, uid)
     assert rig.hypervisor.said == [("free", uid)]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's own nitro_enclaves driver on our device: one parent, all that a program can do with it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ne_machine import NeMachine
+from ne_rows import LEAKS, MIB, PAGE, POLLHUP, ROWS, STARTED, Row
+from test_simulate import compiled
+
+from enclavekit.lab.ne_device import Fault
+from enclavekit.lab.ne_registers import Command
+
+HERE = Path(__file__).parent
+CPUS = dict(zip("abcdefzn", (2, 3, 4, 5, 6, 7, 1, 8), strict=True))
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def _machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeMachine]:
+    directory = tmp_path_factory.mktemp("device")
+    made = NeMachine(directory, compiled(HERE / "host/ne_steps.c", directory))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def machine(_machine: NeMachine) -> NeMachine:
+    _machine.reset()
+    return _machine
+
+
+def answers(machine: NeMachine, row: Row) -> list[int]:
+    machine.device.limits.regions, machine.device.limits.slots = row.regions, row.slots
+    machine.hypervisor.end = row.end
+    if row.fail:
+        machine.device.faults.append((Command[row.fail[0]], Fault(row.fail[1])))
+    if not row.pool:
+        machine.do('pool ""; true')
+    found = machine.steps(*row.words(CPUS))
+    if not row.pool:
+        machine.do("pool 2-7")
+    return found
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_the_driver_answers(machine: NeMachine, name: str) -> None:
+    assert answers(machine, ROWS[name]) == ROWS[name].expected(CPUS)
+
+
+def test_pages_that_follow_one_another_are_one_range(machine: NeMachine) -> None:
+    """As the driver's own KUnit vectors have them: a page, one before it, then two and two that follow each other."""
+    assert machine.steps("order=103456") == [0, 0]
+    sizes = [size for _, size in machine.hypervisor.memory]
+    assert sizes == [PAGE, PAGE, 4 * PAGE]
+    (second, _), (first, _), (last, _) = machine.hypervisor.memory
+    assert (second - first, last - first) == (PAGE, 3 * PAGE)
+
+
+def test_memory_of_another_node(machine: NeMachine) -> None:
+    assert machine.steps("bind=1", f"mem=0:{PAGE}") == [0, 0, 264]
+
+
+def test_a_larger_page_is_donated_whole_and_not_from_within(machine: NeMachine) -> None:
+    found = machine.steps(f"giant={PAGE}:{PAGE}", f"giant=0:{PAGE}", "cpu=0", "cpu=0", "start=0:0")
+    assert found == [0, 273, 0, 0, 0, 0]
+    assert [size for _, size in machine.hypervisor.memory] == [GIB]
+
+
+def test_what_the_hypervisor_is_asked_for(machine: NeMachine) -> None:
+    assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, 0]
+    assert machine.hypervisor.said == ["start", "stop", "free"]
+    assert sum(size for _, size in machine.hypervisor.memory) == 64 * MIB
+    machine.reset()
+    machine.hypervisor.end = True
+    assert machine.steps(*STARTED.format_map(CPUS).split(), "poll=20000") == [0, 0, 0, 0, 0, POLLHUP]
+    assert machine.hypervisor.said == ["start", "free"], "what has ended is not stopped"
+
+
+def test_a_slow_start(machine: NeMachine) -> None:
+    machine.device.faults.append((Command.ENCLAVE_START, Fault(delay_s=1.5)))
+    assert machine.steps(*STARTED.format_map(CPUS).split(), "poll=0") == [0] * 6
+
+
+def test_a_start_that_the_hypervisor_refuses(machine: NeMachine) -> None:
+    machine.hypervisor.rc = -errno.EBADMSG
+    assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, errno.EBADMSG]
+    assert machine.hypervisor.said == ["start", "free"]
+
+
+def test_one_after_another(machine: NeMachine) -> None:
+    for _ in range(5):
+        assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_what_the_driver_never_gets_back(machine: NeMachine, name: str) -> None:
+    assert answers(machine, LEAKS[name]) == LEAKS[name].expected(CPUS)
+
+
+def test_the_machine_ends(machine: NeMachine) -> None:
+    """The last test here: the parent is switched off, and nothing is left."""
+    machine.close()
+    assert machine.server.error is None
