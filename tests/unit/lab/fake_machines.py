@@ -152,14 +152,16 @@ class FakeEnclave:
     def end(self, why: str | None = None) -> None:
         """The guest powers off, or the machine fails."""
         self.why = why
-        os.close(self._writer)
-        self._writer = -1
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        writer, self._writer = self._writer, -1  # the enclave's thread closes as soon as it sees the end
+        if writer >= 0:
+            os.close(writer)
 
     def close(self) -> None:
         self.closes += 1
-        if self._writer >= 0:
-            os.close(self._writer)
-            self._writer = -1
+        self._hang_up()
         self._cleanup.close()
 
 
