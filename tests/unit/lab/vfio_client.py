@@ -7,7 +7,7 @@ import array
 import os
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from enclavekit.lab.ne_registers import (
     NE_COMMAND,
@@ -42,10 +42,11 @@ WORD = 4
 
 
 class VfioClient:
-    """Speaks over ``transport``, which blocks."""
+    """Speaks over ``transport``, which blocks. ``sent`` is called after each message: a server of the same thread."""
 
-    def __init__(self, transport: socket.socket) -> None:
+    def __init__(self, transport: socket.socket, sent: Callable[[], None] = lambda: None) -> None:
         self.transport = transport
+        self._sent = sent
         transport.settimeout(TIMEOUT_S)
         self._next_id = 0
 
@@ -55,6 +56,7 @@ class VfioClient:
         head = HEADER.pack(self._next_id, command, HEADER.size + len(body), flags, 0)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self.transport.sendmsg([head, body], ancillary)
+        self._sent()
         return self._next_id
 
     def ask(self, command: int, body: bytes = b"", fds: Sequence[int] = ()) -> bytes:
