@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that a parent donates: copied to memory that it does not see, taken away from it, and given back empty.
+"""Memory that a parent donates: the image in it is copied out, then the pages are taken away, and given back empty.
 
-The parent may write to its pages at any time, so what is checked, measured and booted is the copy.
+Only the image goes along. The enclave starts with zeroes around it: nothing that was not measured is there, nor what
+the parent had in those pages before. The parent may write to them at any time, so what is looked at is the copy.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from enclavekit.eif.layout import HEADER_SIZE, SECTION_HEADER_SIZE, Header
-from enclavekit.errors import LaunchError, TruncatedError
+from enclavekit.errors import TruncatedError
 from enclavekit.lab.slots import DonatedRange
-from enclavekit.linux.holes import data_ranges, punch
+from enclavekit.linux.holes import punch
 from enclavekit.platform.machine import IMAGE_LOAD_OFFSET
 
-COPY_SIZE = 2 << 20
-"""A huge page of the parent's: most of them are empty as a whole."""
+COPY_SIZE = 1 << 20
 
 
 class Donated:
@@ -39,26 +39,33 @@ class Donated:
         """Bytes, of all together."""
         return sum(size for _, _, size in self._pieces)
 
-    def copy_to(self, memory: int, stopped: Callable[[], bool]) -> None:
-        """Into a file of as many zeroes, one after the other; what is zero stays a hole. Ends early when stopped."""
-        buffer = bytearray(COPY_SIZE)
-        view, zeroes = memoryview(buffer), bytes(COPY_SIZE)
-        base = 0
-        for fd, offset, size in self._pieces:
-            for place, end in data_ranges(fd, offset, offset + size):
-                while place < end:
-                    if stopped():
-                        return
-                    count = os.preadv(fd, [view[: min(COPY_SIZE, end - place)]], place)
-                    if not count:
-                        raise LaunchError("donated memory: the parent's memory ends before it")
-                    if buffer[:count] != zeroes[:count]:
-                        write_all(memory, view[:count], base + place - offset)
-                    place += count  # noqa: PLW2901 - a range is used up
-            base += size
+    def image(self, stopped: Callable[[], bool]) -> BinaryIO:
+        """A copy of the EIF at 8 MiB, as long as its header says; shorter when stopped meanwhile.
+
+        Errors: ``EifError``, ``TruncatedError``, ``OSError``.
+        """
+        head = self._read(IMAGE_LOAD_OFFSET, HEADER_SIZE)
+        header = Header.parse(head)
+        ends = (at + SECTION_HEADER_SIZE + size for at, size in zip(header.offsets, header.sizes, strict=True))
+        end, room = max(ends), self.size - IMAGE_LOAD_OFFSET
+        if end > room:
+            raise TruncatedError(f"EIF header: sections end at 0x{end:x}, the enclave's memory at 0x{room:x}")
+        file = os.fdopen(os.memfd_create("enclave-image", os.MFD_CLOEXEC), "w+b")
+        try:
+            file.write(head)
+            for place in range(HEADER_SIZE, end, COPY_SIZE):
+                if stopped():
+                    break
+                file.write(self._read(IMAGE_LOAD_OFFSET + place, min(COPY_SIZE, end - place)))
+            file.flush()
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def empty(self) -> None:
-        """Take the pages away; the parent has zeroed ones in their place."""
+        """Take the pages away; the parent has zeroed ones in their place. ``OSError``."""
         for fd, offset, size in self._pieces:
             punch(fd, offset, size)
 
@@ -66,34 +73,22 @@ class Donated:
         """Hold them no more. Twice does no harm."""
         self._cleanup.close()
 
+    def _read(self, place: int, count: int) -> bytes:
+        """Of all together; less where it ends."""
+        parts = []
+        for fd, offset, size in self._pieces:
+            if place < size and count:
+                part = os.pread(fd, min(count, size - place), offset + place)
+                parts.append(part)
+                count -= len(part)
+                place += len(part)
+            place -= size
+        return b"".join(parts)
 
-def write_all(fd: int, data: memoryview, offset: int) -> None:
-    """``pwrite`` until all is written."""
-    while data:
-        count = os.pwrite(fd, data, offset)
-        data, offset = data[count:], offset + count
 
-
-def image_in(memory: int) -> BinaryIO:
-    """The EIF that lies at 8 MiB of enclave memory, as a file of its own, without what is behind it.
-
-    Only its header is looked at. Errors: ``EifError``, ``TruncatedError``.
-    """
-    size = os.fstat(memory).st_size - IMAGE_LOAD_OFFSET
-    header = Header.parse(os.pread(memory, HEADER_SIZE, IMAGE_LOAD_OFFSET))
-    end = max(start + SECTION_HEADER_SIZE + length for start, length in zip(header.offsets, header.sizes, strict=True))
-    if end > size:
-        raise TruncatedError(f"EIF header: sections end at 0x{end:x}, the enclave's memory at 0x{size:x}")
-    file = os.fdopen(os.memfd_create("enclave-image", os.MFD_CLOEXEC), "w+b", buffering=0)
-    try:
-        place = 0
-        while place < end:
-            sent = os.sendfile(file.fileno(), memory, IMAGE_LOAD_OFFSET + place, end - place)
-            if not sent:
-                raise TruncatedError(f"image ends at offset 0x{place:x}, expected 0x{end:x}")
-            place += sent
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return file
+def write_image(image: BinaryIO, memory: int) -> None:
+    """Into enclave memory, at 8 MiB. ``OSError``."""
+    place, end = 0, os.fstat(image.fileno()).st_size
+    os.lseek(memory, IMAGE_LOAD_OFFSET, os.SEEK_SET)
+    while place < end:
+        place += os.sendfile(memory, image.fileno(), place, end - place)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One enclave of a lab, in a thread of its own, from ENCLAVE_START to its end.
 
-copied → checked and measured → taken from the parent → booted → answered → (running) → ended → all given back
+image copied → checked, measured → pages taken from the parent → booted → answered → (running) → ended → all gone
 
 The thread stays until the end: a QEMU is killed by the kernel when the thread that started it goes.
 """
@@ -17,14 +17,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
-from enclavekit.enclave.run import Plan, check_memory, plan
+from enclavekit.enclave.run import Plan, plan
 from enclavekit.enclave.security_module import security_module
 from enclavekit.errors import EifError, Error, NotEnoughMemoryError
 from enclavekit.hypervisor.contract import Carrier, Enclave, LaunchSpec, Mode
 from enclavekit.hypervisor.memory import new_memory
 from enclavekit.lab.console import Console
-from enclavekit.lab.donated import Donated, image_in
+from enclavekit.lab.donated import Donated, write_image
 from enclavekit.lab.slots import Answer
 from enclavekit.lab.switch import Switch
 from enclavekit.platform.machine import MIB
@@ -133,15 +134,15 @@ class LabEnclave:
     def _launch(self) -> None:
         order, size = self._order, self._order.donated.size
         with ExitStack() as stack:
-            check_memory(size)
-            memory = new_memory(size)
-            stack.callback(os.close, memory)
-            order.donated.copy_to(memory, lambda: self._stopped)
+            image = stack.enter_context(order.donated.image(lambda: self._stopped))
             self._go_on()
-            planned = check_image(memory, self._host.now())
+            planned = check_image(image, size, self._host.now())
             with self._lock:
                 self._go_on()
                 order.donated.empty()
+            memory = new_memory(size)
+            stack.callback(os.close, memory)
+            write_image(image, memory)
             spec = LaunchSpec(
                 enclave_id=f"{order.uid:016x}",
                 memory=size,
@@ -221,14 +222,13 @@ class _Stopped(Exception):  # noqa: N818 - not an error
     """The parent does not want it any more."""
 
 
-def check_image(memory: int, now: datetime) -> Plan:
-    """The image in enclave memory, checked as real hypervisors do, and measured.
+def check_image(image: BinaryIO, memory: int, now: datetime) -> Plan:
+    """An image checked as real hypervisors do, and measured. ``memory`` is what the enclave has, in bytes.
 
     Magic, version, structure, CRC, architecture; the signature and the dates of its certificate where it has one; and
-    that this memory is enough. Errors: those of ``plan``.
+    that the memory is enough. Errors: those of ``plan``.
     """
-    with image_in(memory) as file:
-        planned = plan(file, os.fstat(memory).st_size, now)
+    planned = plan(image, memory, now)
     stored = planned.image.header.crc
     if stored != planned.crc:
         raise EifError(f"image checksum: got 0x{stored:08x} in the header, expected 0x{planned.crc:08x}")

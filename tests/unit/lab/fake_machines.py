@@ -30,14 +30,16 @@ TIMEOUT_S = 20.0
 SIZE = 64 * MIB
 
 
-def image(*, sign: eif.writer.Sign | None = None, arch: eif.Arch = eif.Arch.X86_64) -> bytes:
+def image(
+    *, ramdisk: bytes = b"ramdisk", sign: eif.writer.Sign | None = None, arch: eif.Arch = eif.Arch.X86_64
+) -> bytes:
     """A small one that no machine could boot."""
     out = io.BytesIO()
     parts = {
         SectionType.KERNEL: bzimage(b"payload", init_size=MIB),
         SectionType.CMDLINE: b"quiet",
         SectionType.METADATA: b"{}",
-        SectionType.RAMDISK: b"ramdisk",
+        SectionType.RAMDISK: ramdisk,
     }
     eif.write(out, [Section(kind, BytesContent(data)) for kind, data in parts.items()], arch=arch, sign=sign)
     return out.getvalue()
