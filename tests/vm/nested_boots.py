@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs inside the nested machine: boots /image.eif on carrier ``kvm``, by each protocol and number of CPUs named.
+"""Runs inside the nested machine: boots images on carrier ``kvm``.
 
-``python3 boots.py eif:1 linux:2 …`` prints a line of JSON for each.
+``python3 boots.py IMAGE:PROTOCOL:CPUS:MIB …`` prints a line of JSON for each; the image is /IMAGE.eif.
 """
 
 import json
@@ -19,16 +19,21 @@ from enclavekit.platform.machine import BootProtocol
 HOME = Path("/run/enclavekit")
 
 
-def boot(protocol: str, cpus: int) -> dict[str, object]:
+def boot(image: str, protocol: str, cpus: int, memory: int) -> dict[str, object]:
     """What came of one."""
     output, console = bytearray(), bytearray()
     options = RunOptions(
-        HOME, cpus=cpus, boot=BootProtocol(protocol), mode=Mode.DEBUG, attestation_directory=HOME / "attest"
+        HOME,
+        memory=memory,
+        cpus=cpus,
+        boot=BootProtocol(protocol),
+        mode=Mode.DEBUG,
+        attestation_directory=HOME / "attest",
     )
-    found: dict[str, object] = {"protocol": protocol, "cpus": cpus}
+    found: dict[str, object] = {"boot": f"{image}:{protocol}:{cpus}:{memory >> 20}"}
     began = time.monotonic()
     try:
-        with Path("/image.eif").open("rb") as file:
+        with Path(f"/{image}.eif").open("rb") as file:
             streams = Streams(output=output.extend, console=console.extend)
             found["exit_code"] = run(file, KvmCarrier(), options, streams, lambda _: None).exit_code
     except Error as error:
@@ -41,5 +46,5 @@ def boot(protocol: str, cpus: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     for word in sys.argv[1:]:
-        name, _, count = word.partition(":")
-        print("boot:", json.dumps(boot(name, int(count))), flush=True)  # noqa: T201
+        image, protocol, cpus, mib = word.split(":")
+        print("boot:", json.dumps(boot(image, protocol, int(cpus), int(mib) << 20)), flush=True)  # noqa: T201
