@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ from enclavekit.environment import (
 from enclavekit.environment import carrier as wanted_carrier
 from enclavekit.errors import FileError, MissingError, NotEnoughMemoryError, ProtocolError
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, Selected, select_carrier
+from enclavekit.hypervisor.nitro import CONSOLE_PORT_BASE, CONSOLE_TIMEOUT_S
+from enclavekit.linux.nitro_enclaves import DEVICE
+from enclavekit.linux.parent_vsock import HYPERVISOR_CID, KernelVsock, ParentVsock
 from enclavekit.nitro_cli.codes import Code
 from enclavekit.nitro_cli.command import NitroCliError, print_json, printable
 from enclavekit.nitro_cli.cpus import choose_cpus, read_pool
@@ -51,6 +55,9 @@ from enclavekit.nitro_cli.sockets import Answers, ask_all, ask_number, ask_one, 
 from enclavekit.nitro_cli.wire import DEBUG_FLAG, Command, Reply, read_reply
 
 CPU_IDS = "--cpu-ids"
+CONSOLE_READ_SIZE = 65536
+LOOK_S = 0.2
+"""How often a console that says nothing is left to look at the time."""
 
 
 class RunEnclaveCommand(click.Command):
@@ -259,12 +266,40 @@ def _console(sockets: Path, enclave_id: str, seconds: int | None) -> None:
 
 
 def _console_of(enclave_id: str, cid: int) -> Iterator[bytes]:
-    """Its process keeps all of it, in the enclave's directory. NitroCliError E44 where it is not ours to read."""
+    """Its process keeps all of it, in the enclave's directory; else the hypervisor has it. NitroCliError E44."""
     state = next((state for state in running(runtime_directory()) if state.get("cid") == cid), None)
-    if state is None:
+    if state is not None:
+        directory = runtime_directory() / str(state["id"])
+        return read_log(directory / CONSOLE, more=lambda: is_running(directory))
+    if not DEVICE.exists():
         raise NitroCliError(Code.CONSOLE_CONNECTION, f"{enclave_id}: its console is kept by another user")
-    directory = runtime_directory() / str(state["id"])
-    return read_log(directory / CONSOLE, more=lambda: is_running(directory))
+    return hypervisor_console(enclave_id, cid, KernelVsock())
+
+
+def hypervisor_console(enclave_id: str, cid: int, vsock: ParentVsock) -> Iterator[bytes]:
+    """What a real enclave says, whoever started it. NitroCliError E44."""
+    try:
+        connection = vsock.connect(HYPERVISOR_CID, CONSOLE_PORT_BASE + cid, CONSOLE_TIMEOUT_S)
+    except OSError as error:
+        raise NitroCliError(
+            Code.CONSOLE_CONNECTION, f"{enclave_id}: {(error.strerror or str(error)).lower()}"
+        ) from error
+    return _read_all(connection)
+
+
+def _read_all(connection: socket.socket) -> Iterator[bytes]:
+    """To its end; nothing where nothing was said for a while."""
+    with connection:
+        connection.settimeout(LOOK_S)
+        while True:
+            try:
+                data = connection.recv(CONSOLE_READ_SIZE)
+            except TimeoutError:
+                yield b""
+                continue
+            if not data:
+                return
+            yield data
 
 
 def _say(text: str) -> None:

@@ -6,6 +6,7 @@ What a launch needs a machine for is in tests/vm/test_nitro_run.py.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -36,7 +37,9 @@ from enclavekit.errors import (
 )
 from enclavekit.nitro_cli import cpus
 from enclavekit.nitro_cli.codes import Code
+from enclavekit.nitro_cli.command import NitroCliError
 from enclavekit.nitro_cli.enclave_process import failure_of
+from enclavekit.nitro_cli.enclaves import hypervisor_console
 from enclavekit.nitro_cli.main import run_command
 from enclavekit.nitro_cli.server import EnclaveServer
 from enclavekit.nitro_cli.wire import CONFIRMATION, LENGTH, frame, read_frame, read_number, read_reply
@@ -162,6 +165,35 @@ def test_the_console_of_an_enclave_that_is_ours(
     assert capfdbinary.readouterr().out == (
         b"Connecting to the console for enclave 17...\nSuccessfully connected to the console.\nLinux version\r\n\xff"
     )
+
+
+class Hypervisor:
+    """Consoles, by port of CID 0."""
+
+    def __init__(self, consoles: dict[int, socket.socket]) -> None:
+        self.consoles = consoles
+
+    def listen(self, port: int) -> socket.socket:
+        raise NotImplementedError
+
+    def connect(self, cid: int, port: int, timeout_s: float) -> socket.socket:
+        assert cid == 0
+        if port not in self.consoles:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return self.consoles[port]
+
+
+def test_the_console_of_an_enclave_that_nitro_cli_started() -> None:
+    ours, theirs = socket.socketpair()
+    chunks = hypervisor_console(ID, 17, Hypervisor({10017: theirs}))
+    assert next(chunks) == b""
+    ours.sendall(b"Linux version\r\n\xff")
+    assert next(chunks) == b"Linux version\r\n\xff"
+    ours.close()
+    assert list(chunks) == []
+    with pytest.raises(NitroCliError) as caught:
+        hypervisor_console(ID, 16, Hypervisor({}))
+    assert (caught.value.code, caught.value.message) == (Code.CONSOLE_CONNECTION, f"{ID}: connection reset by peer")
 
 
 # The protocol, byte by byte -------------------------------------------------------------------------------------------
