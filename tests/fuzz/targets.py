@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/eif"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/virtio"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit/attest"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit/lab"))
 
 import atheris
 
@@ -33,6 +34,8 @@ with atheris.instrument_imports(include=["enclavekit"]):
     from enclavekit.errors import AttestationError, Error, RecipientError
     from enclavekit.image.initramfs import open_ramdisk
     from enclavekit.inspection.unpack import unpack
+    from enclavekit.lab import ne_device, vfio_user  # noqa: F401 - what a rig imports is instrumented if it is here first
+    from enclavekit.virtio import vsock  # noqa: F401
     from enclavekit.virtio.nsm import MAX_RESPONSE, Nsm
 
 import made_documents
@@ -40,6 +43,7 @@ from attestation_data import MADE as MADE_DOCUMENTS
 from attestation_data import REAL
 from hostile_images import good, hostile_images
 from signing_keys import certificate
+from test_ne_fuzz import run as run_parent
 from test_recipient import enveloped, recipient
 from test_vsock_fuzz import check_bounds, step
 from vsock_rig import Rig
@@ -180,12 +184,19 @@ def fuzz_nsm(data: bytes) -> None:
         cbor.decode(response, "response")
 
 
+def fuzz_device(data: bytes) -> None:
+    """A parent's QEMU, and its driver, that say anything to the Nitro Enclaves device."""
+    chosen = atheris.FuzzedDataProvider(data)
+    run_parent(lambda count: chosen.ConsumeIntInRange(0, count - 1), chosen.ConsumeBytes)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "eif": fuzz_eif,
     "signature": fuzz_signature,
     "certificate": fuzz_certificate,
     "cpio": fuzz_cpio,
     "vsock": fuzz_vsock,
+    "device": fuzz_device,
     "nsm": fuzz_nsm,
     "document": fuzz_document,
     "chain": fuzz_chain,
@@ -210,7 +221,7 @@ def seeds(target: str) -> list[bytes]:
         arguments = {"index": 16, "data": b"x", "range": 20, "nonce": b"n", "user_data": None, "public_key": "k"}
         names = ("DescribePCR", "ExtendPCR", "LockPCR", "LockPCRs", "Attestation")
         return [cbor.encode("GetRandom"), cbor.encode("DescribeNSM"), *(cbor.encode({one: arguments}) for one in names)]
-    if target == "vsock":
+    if target in ("vsock", "device"):
         return [bytes(200), bytes(range(256))]
     if target == "certificate":
         return [certificate(curve).der for curve in ("P-256", "P-384", "P-521")] + [certificate().pem]
