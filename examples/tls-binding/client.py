@@ -69,6 +69,8 @@ def main() -> None:
                 print(receive(tls, 32).decode())
     except Error as error:
         raise SystemExit(f"refused: {error.message} ({error.code})") from error
+    except OSError as error:
+        raise SystemExit(f"no connection: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":
