@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,6 +58,17 @@ APPEND = (
     f"console=ttyS0 nokaslr quiet loglevel=0 panic=-1 reboot=t tsc=reliable no_timer_check "
     f"hugepagesz=1G hugepages=0:1 hugepagesz=2M hugepages=0:{HUGE_PAGES},1:4"
 )
+
+
+def compiled(source: Path, directory: Path) -> Path:
+    """A C program, static: for any machine."""
+    target = directory / source.stem
+    subprocess.run(
+        [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-Os", "-static", "-s", "-Wall",
+         "-Wextra", "-Werror", "-o", target, source],
+        check=True,
+    )  # fmt: skip
+    return target
 
 
 class Script:
@@ -135,18 +147,18 @@ class NeMachine:
             self.close()
             raise
 
-    def do(self, line: str) -> list[str]:
+    def do(self, line: str, timeout_s: float = TIMEOUT_S) -> list[str]:
         """A line for the shell: what was printed, without its status, which has to be 0."""
         assert self._process.stdin is not None
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
-        *said, status = self._until(b"\n", after=b"= ").decode().splitlines()
+        *said, status = self._until(b"\n", after=b"= ", timeout_s=timeout_s).decode().splitlines()
         assert status == "= 0", (line, said, status)
         return said
 
-    def steps(self, *words: str) -> list[int]:
+    def steps(self, *words: str, timeout_s: float = TIMEOUT_S) -> list[int]:
         """What each step came to; the first is NE_CREATE_VM's."""
-        line = self.do(f"steps {' '.join(words)}")[-1]
+        line = self.do(f"steps {' '.join(words)}", timeout_s)[-1]
         return [int(word) for word in line.split()]
 
     def reset(self) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ne_machine import NeMachine
+from ne_machine import NeMachine, compiled
 from ne_rows import LEAKS, MIB, PAGE, POLLHUP, ROWS, STARTED, Row
-from test_simulate import compiled
 
 from enclavekit.lab.ne_device import Fault
 from enclavekit.lab.ne_registers import Command

@@ -4,27 +4,16 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import Enclave
+from ne_machine import compiled
 from ne_rows import LEAKS, ROWS
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 MIB = 1 << 20
-
-
-def compiled(source: Path, directory: Path) -> Path:
-    target = directory / source.stem
-    subprocess.run(
-        [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-Os", "-static", "-s", "-Wall",
-         "-Wextra", "-Werror", "-o", target, source],
-        check=True,
-    )  # fmt: skip
-    return target
 
 
 @pytest.fixture(scope="session")

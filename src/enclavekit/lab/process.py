@@ -28,6 +28,7 @@ from enclavekit.lab.directory import AGENT, CONSOLE, DEVICE, LOG, LabDirectory
 from enclavekit.lab.enclave import Host
 from enclavekit.lab.hypervisor import LabHypervisor
 from enclavekit.lab.ne_server import NeServer
+from enclavekit.lab.ne_slots import Limits
 from enclavekit.lab.parent import AGENT_PORT, Parent, ParentOptions
 from enclavekit.lab.switch import Switch
 from enclavekit.runtime.find import Kernel, Qemu
@@ -113,7 +114,12 @@ class Lab:
             self._cleanup.callback(self._switch.close)
             hypervisor = LabHypervisor(self._host(), self._enclave_ended)
             self._cleanup.callback(hypervisor.close)
-            self._server = NeServer(self._listen(DEVICE), hypervisor, on_gone=lambda: self.stop("the device has ended"))
+            self._server = NeServer(
+                self._listen(DEVICE),
+                hypervisor,
+                limits=Limits(cpus=self._options.parent.cpus),
+                on_gone=lambda: self.stop("the device has ended"),
+            )
             self._cleanup.callback(self._server.close)
             self._server.start()
             console, console_qemu = socket.socketpair()
