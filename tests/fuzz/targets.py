@@ -131,7 +131,18 @@ def fuzz_vsock(data: bytes) -> None:
             case 3:
                 queue.announce(chosen.ConsumeInt(2) & 0xFFFF)
             case 4:
-                events = ["open", "give", "finish", "hang up", "room", "no room", "timers", "restart"]
+                events = [
+                    "open",
+                    "accept",
+                    "refuse",
+                    "give",
+                    "finish",
+                    "hang up",
+                    "room",
+                    "no room",
+                    "timers",
+                    "restart",
+                ]
                 step(rig, chosen.PickValueInList(events), (0, 0, 0, b""), {})
             case _:
                 place = queue.buffer_gpa(chosen.ConsumeIntInRange(0, 7))

@@ -47,7 +47,6 @@ class Host:
     attestation_directory: Path | None = None
     role: str | None = None
     instance_id: str | None = None
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ class LabEnclave:
         with ExitStack() as stack:
             image = stack.enter_context(order.donated.image(lambda: self._stopped))
             self._go_on()
-            planned = check_image(image, size, self._host.now())
+            planned = check_image(image, size, datetime.now(UTC))
             with self._lock:
                 self._go_on()
                 order.donated.empty()

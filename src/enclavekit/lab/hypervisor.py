@@ -86,14 +86,15 @@ class LabHypervisor:
                 raise OSError(errno.ENOMEM, f"a parent has at most {MAX_ENCLAVES} enclaves")
             if slot.uid in self._enclaves:
                 raise OSError(errno.EBUSY, "it runs already")
-            order = Order(
-                slot.uid,
-                self._choose_cid(cid),
-                len(slot.cpus),
-                Mode.DEBUG if flags & NE_ENCLAVE_DEBUG_MODE else Mode.PRODUCTION,
-                Donated(slot.memory),
-            )
-            made = LabEnclave(self._host, order, answer, self._when_ended(slot.uid))
+            chosen = self._choose_cid(cid)
+            mode = Mode.DEBUG if flags & NE_ENCLAVE_DEBUG_MODE else Mode.PRODUCTION
+            donated = Donated(slot.memory)
+            try:
+                order = Order(slot.uid, chosen, len(slot.cpus), mode, donated)
+                made = LabEnclave(self._host, order, answer, self._when_ended(slot.uid))
+            except BaseException:
+                donated.close()
+                raise
             self._enclaves[slot.uid] = made
             made.start()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vsock_rig import CID, HOST_PORT, Rig
+from vsock_rig import CID, HOST_PORT, UNDECIDED_PORT, Rig
 
 from enclavekit.virtio.queue import VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE
 from enclavekit.virtio.vsock import FIRST_HOST_PORT, MAX_REPLIES
@@ -13,7 +13,7 @@ from enclavekit.virtio.vsock_connection import BUF_ALLOC
 from enclavekit.virtio.vsock_host import Outcome
 from enclavekit.virtio.vsock_packet import HEADER, Op
 
-PORTS = st.sampled_from([1, 2, 7000, HOST_PORT, FIRST_HOST_PORT])
+PORTS = st.sampled_from([1, 2, 7000, HOST_PORT, UNDECIDED_PORT, FIRST_HOST_PORT])
 COUNTERS = st.one_of(st.integers(0, 5000), st.sampled_from([0xFFFFFFFF, 1 << 31, 1 << 30]))
 PACKETS = st.builds(
     lambda op, source, destination, size, **fields: ("packet", (op, source, destination, bytes(size)), fields),
@@ -27,7 +27,9 @@ PACKETS = st.builds(
     fwd_cnt=COUNTERS,
     type=st.sampled_from([1, 1, 1, 1, 2, 0xFFFF]),
 )
-HOST = st.sampled_from(["open", "give", "finish", "hang up", "room", "no room", "timers", "receive", "restart"])
+HOST = st.sampled_from(
+    ["open", "accept", "refuse", "give", "finish", "hang up", "room", "no room", "timers", "receive", "restart"]
+)
 STEPS = st.one_of(PACKETS, HOST.map(lambda name: (name, (), {})))
 
 DESCRIPTORS = st.tuples(
@@ -63,6 +65,10 @@ def step(rig: Rig, name: str, packet: tuple[int, int, int, bytes], fields: dict[
             rig.guest.send(op, source, destination, payload, **fields)
         case "open":
             rig.open()
+        case "accept" | "refuse":
+            pending, rig.route.pending[:] = list(rig.route.pending), []
+            for one in pending:
+                one.answer(name == "accept")
         case "timers":
             timers, rig.timers[:] = list(rig.timers), []
             for timer in timers:
