@@ -50,7 +50,14 @@ COMMANDS = {
 
 
 NITRO_CLI = "nitro-cli"
-FAILURES = {"run": Exit.RUN_FAILED, "simulate": Exit.RUN_FAILED, "wait": Exit.RUN_FAILED, "diff": Exit.TROUBLE}
+FAILURES = {
+    "run": Exit.RUN_FAILED,
+    "simulate": Exit.RUN_FAILED,
+    "wait": Exit.RUN_FAILED,
+    "diff": Exit.TROUBLE,
+    "lab run": Exit.RUN_FAILED,
+    "lab shell": Exit.RUN_FAILED,
+}
 """Commands whose other exit codes say something else: all failures have this one."""
 
 
@@ -104,7 +111,7 @@ def run_command(words: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("enclave: interrupted", err=True)
         return 130
-    return int(FAILURES.get(own[0], code) if own else code)
+    return int(FAILURES.get(" ".join(own[:2]), FAILURES.get(own[0], code)) if own else code)
 
 
 def _nitro_cli(words: list[str], name: str) -> int:

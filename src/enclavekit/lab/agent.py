@@ -27,6 +27,7 @@ CHUNK = 1 << 14
 MAX_PENDING = 1 << 18
 """Bytes, either way, that wait for a slow reader; then the other side has to wait."""
 RUN_TIMEOUT_S = 10.0
+LINGER_S = 30.0
 BACKLOG = 64
 
 WINSIZE = Struct(
@@ -76,7 +77,7 @@ def serve_one(connection: socket.socket) -> None:
             connection.sendall(encode(Kind.FAILED, str(error).encode()[:1024]))
         return
     try:
-        with contextlib.suppress(ProtocolError, ConnectionError):
+        with contextlib.suppress(ProtocolError, ConnectionError, TimeoutError):
             session.run(others)
     finally:
         session.kill()
@@ -160,8 +161,12 @@ class Session:
             with contextlib.suppress(OSError):  # nothing more, or nobody has the terminal
                 for _ in range(0, MAX_PENDING, CHUNK):
                     self._outgoing += encode(kind, os.read(fd, CHUNK))
-        self._connection.setblocking(True)
+        self._connection.settimeout(None)
         self._connection.sendall(self._outgoing + encode(Kind.STATUS, STATUS.pack(self._status)))
+        # Input that nobody read must not make this end a reset, which could overtake the status.
+        self._connection.settimeout(LINGER_S)
+        while self._connection.recv(CHUNK):
+            pass
 
     def _turn(self, child: int) -> None:
         wanted = {child: select.POLLIN, self._connection.fileno(): 0}

@@ -35,7 +35,10 @@ VFIO_USER = (10, 1, 0)
 
 MIB = 1 << 20
 HUGE_PAGE = 2 * MIB
+MIN_MEMORY = 384 * MIB
+"""The ramdisk is there twice while it is unpacked."""
 THREADS_PER_CORE = 2
+MAX_CPUS = 64
 FIRST_CORE_CPUS = 2
 """The parent keeps its first core, both threads of it, as the driver demands."""
 MODULES = ("vmw_vsock_virtio_transport", "nitro_enclaves")
@@ -81,8 +84,14 @@ class ParentOptions:
     def check(self) -> None:
         """Errors: LaunchError, UsageError."""
         check_instance_id(self.instance_id)
-        if self.cpus % THREADS_PER_CORE or self.cpus <= FIRST_CORE_CPUS:
-            raise LaunchError(f"CPUs: {self.cpus}, expected an even number from 4 on: two for each core, one core kept")
+        if self.cpus % THREADS_PER_CORE or not FIRST_CORE_CPUS < self.cpus <= MAX_CPUS:
+            raise LaunchError(
+                f"CPUs: {self.cpus}, expected an even number from 4 to {MAX_CPUS}: two for each core, one core kept"
+            )
+        if self.memory % MIB or self.memory < MIN_MEMORY:
+            raise LaunchError(f"memory: {self.memory // MIB} MiB, expected whole MiB, {MIN_MEMORY // MIB} or more")
+        if self.enclave_memory % HUGE_PAGE or self.enclave_memory <= 0:
+            raise LaunchError(f"enclave memory: {self.enclave_memory // MIB} MiB, expected whole huge pages of 2 MiB")
 
     @property
     def pool(self) -> str:
