@@ -39,6 +39,7 @@ from enclavekit.errors import FileError, UsageError
 from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.carriers import CarrierName, CarrierOptions, select_carrier
 from enclavekit.hypervisor.contract import Carrier, Mode
+from enclavekit.linux.cpu_topology import read_topology
 from enclavekit.linux.process import allow_many_files
 from enclavekit.platform.machine import BootProtocol, Platform
 
@@ -58,7 +59,7 @@ GIVEN_TO_BUILD = (
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
 @config_option
 @click.option("--memory", "-m", default="auto", metavar="SIZE|auto", help="For instance 512M; auto fits the image.")
-@click.option("--cpus", default=1, show_default=True, type=int, help="Number of vCPUs.")
+@click.option("--cpus", type=int, help="Number of vCPUs; one, or the threads of one core where the driver is.")
 @click.option("--cpu-list", metavar="0,2-3", help="The machine's CPUs that it may run on.")
 @click.option("--cgroup", type=click.Path(path_type=Path), metavar="DIR", help="Of cgroup v2: limits it to its size.")
 @click.option("-d", "--detach", is_flag=True, help="In the background, once it is up; prints its id.")
@@ -116,7 +117,7 @@ def run(
     target: str,
     command: tuple[str, ...],
     memory: str,
-    cpus: int,
+    cpus: int | None,
     cpu_list: str | None,
     cgroup: Path | None,
     detach: bool,
@@ -156,7 +157,7 @@ def run(
     options = RunOptions(
         runtime_directory=runtime_directory(),
         memory=None if memory == "auto" else parse_size(memory),
-        cpus=cpus,
+        cpus=_fewest_cpus(wanted, carriers) if cpus is None else cpus,
         cid=cid,
         mode=Mode.DEBUG if debug else Mode.PRODUCTION,
         timeout_s=timeout,
@@ -276,6 +277,15 @@ def _run_in_background(
             tell({"id": started[0].enclave_id, "name": options.name or started[0].enclave_id, "cid": started[0].cid})
 
         run_image(file, carrier, options, Streams(output=lambda data: None, on_running=on_running), on_started)
+
+
+def _fewest_cpus(wanted: CarrierName | None, carriers: CarrierOptions) -> int:
+    """The driver takes whole cores only."""
+    if wanted not in (None, CarrierName.NITRO) or not carriers.nitro_device.exists():
+        return 1
+    with contextlib.suppress(OSError, ValueError):
+        return read_topology().threads_per_core
+    return 1
 
 
 def _values(given: tuple[str, ...], secrets: tuple[str, ...]) -> dict[bytes, bytes]:
