@@ -181,12 +181,8 @@ def _run(name: str, options: LabOptions, tell: Callable[[dict[str, Any]], None])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     allow_many_files()
-    directory = claim(lab_directory(), name)
-    try:
-        labs.append(Lab(directory, options))
-        labs[0].run(tell)
-    finally:
-        directory.remove()
+    labs.append(Lab(claim(lab_directory(), name), options))
+    labs[0].run(tell)
 
 
 @lab.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import tempfile
@@ -203,7 +204,7 @@ class Parent:
 
     def failure(self) -> str | None:
         """What QEMU said when it failed; None while it runs, or when the machine was powered off."""
-        if self._process is None:
+        if self._process is None or not select.select([self._alive], [], [], 0)[0]:
             return None
         try:
             status = self._process.wait(QUIT_TIMEOUT_S)

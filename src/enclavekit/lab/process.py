@@ -34,7 +34,6 @@ from enclavekit.lab.switch import Switch
 from enclavekit.runtime.find import Kernel, Qemu
 from enclavekit.virtio.host_sockets import socket_path
 
-BOOT_TIMEOUT_S = 120.0
 RETRY_S = 0.1
 CONNECT_TIMEOUT_S = 10.0
 BACKLOG = 64
@@ -61,17 +60,20 @@ class LabOptions:
     """Of the authority that signs their documents."""
     role: str | None = None
     """The parent's, for PCR3."""
+    boot_timeout_s: float = 120.0
 
 
 class Lab:
-    """One lab in this process. ``run`` returns when it has ended."""
+    """One lab in this process, which owns the directory from now on. ``run`` returns when it has ended."""
 
     def __init__(self, directory: LabDirectory, options: LabOptions) -> None:
         self._directory, self._options = directory, options
         self._selector = selectors.DefaultSelector()
         self._cleanup = ExitStack()
+        self._control: ControlServer | None = None
         self._ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._reason = ""
+        self._not_found = f"no sign of life within {options.boot_timeout_s:.0f} s"
         self._started = time.time()
         self._console = LogFile(directory.path / CONSOLE)
         self._said = b""
@@ -79,24 +81,33 @@ class Lab:
         self._log_lock = threading.Lock()
 
     def run(self, on_up: Callable[[dict[str, Any]], None]) -> None:
-        """From start to end; ``on_up`` gets the state as soon as the parent takes commands.
+        """From start to end; ``on_up`` gets the state as soon as the parent takes commands. Nothing is left of it.
 
         Errors: LabError when it does not come up, CarrierError, FileError.
         """
-        with self._cleanup:
-            self._start()
-            self._wait_for_agent()
-            state = self._state()
-            self._directory.write_state(state)
-            self.log(f"the parent is up after {time.time() - self._started:.1f} s")
-            on_up(state)
-            self._serve()
-            self._control.end({"state": "ended", "reason": self._reason})
+        try:
+            with self._cleanup:
+                self._start()
+                self._wait_for_agent()
+                state = self._state()
+                self._directory.write_state(state)
+                self.log(f"the parent is up after {time.time() - self._started:.1f} s")
+                on_up(state)
+                self._serve()
+        finally:
+            self._console.close()
+            self._log.close()
+            ended, self._ended = self._ended, -1
+            os.close(ended)
+            self._directory.remove()
+            if self._control is not None:
+                self._control.end({"state": "ended", "reason": self._reason})
 
     def stop(self, reason: str = "stopped") -> None:
         """From any thread."""
         self._reason = self._reason or reason
-        os.eventfd_write(self._ended, 1)
+        if self._ended >= 0:
+            os.eventfd_write(self._ended, 1)
 
     def log(self, line: str) -> None:
         """A line for people, from any thread."""
@@ -183,32 +194,37 @@ class Lab:
 
     def _wait_for_agent(self) -> None:
         """The machine boots; its console is read meanwhile."""
-        deadline = time.monotonic() + BOOT_TIMEOUT_S
-        found = threading.Event()
+        deadline = time.monotonic() + self._options.boot_timeout_s
+        looked = threading.Event()
 
         def look() -> None:
-            while not self._reason and time.monotonic() < deadline:
-                try:
-                    self._switch.connect(AGENT_PORT, RETRY_S).close()
-                except EnclaveConnectionError:
-                    time.sleep(RETRY_S)
-                except Error as error:
-                    self.stop(error.message)
-                else:
-                    found.set()
-                    break
-            os.eventfd_write(self._ended, 1)
+            try:
+                self._look_for_agent(deadline)
+            finally:
+                looked.set()
+                os.eventfd_write(self._ended, 1)
 
         looking = threading.Thread(target=look, name="agent", daemon=True)
         looking.start()
         try:
-            while looking.is_alive():
+            while not looked.is_set():
                 self._turn()
         finally:
-            self._reason = self._reason or ("" if found.is_set() else f"no sign of life within {BOOT_TIMEOUT_S:.0f} s")
+            looked.set()
+            self._reason = self._reason or self._not_found
             looking.join()
         if self._reason:
             raise LabError(f"the parent did not come up: {self._failure()}{self._last_words()}")
+
+    def _look_for_agent(self, deadline: float) -> None:
+        while not self._reason and time.monotonic() < deadline:
+            try:
+                self._switch.connect(AGENT_PORT, RETRY_S).close()
+            except EnclaveConnectionError:
+                time.sleep(RETRY_S)
+            else:
+                self._not_found = ""
+                return
 
     def _serve(self) -> None:
         while not self._reason:

@@ -47,6 +47,7 @@ ETC = {
     "group": "root:x:0:\ntty:x:5:\nne:x:990:user\nuser:x:1000:\n",
     "hosts": "127.0.0.1 localhost parent\n",
     "hostname": "parent\n",
+    "profile": "PS1='\\u@\\h:\\w\\$ '\n",
 }
 """With an ordinary user, of the group that may use the device, as nitro-cli's packages have it."""
 DIRECTORIES = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def test_the_command_line(tmp_path: Path, kernel: Kernel, sockets: list[socket.s
     parent = Parent(qemu(FAKE, said), kernel, Accel.TCG, options)
     try:
         start(parent, tmp_path, sockets)
+        assert select.select([parent], [], [], 20)[0]
         assert parent.failure() is None
     finally:
         parent.close()
@@ -96,6 +98,7 @@ def test_the_ramdisk_has_all_parts(tmp_path: Path, kernel: Kernel, sockets: list
     parent = Parent(qemu(FAKE, said), kernel, Accel.TCG, ParentOptions(INSTANCE, cpus=8))
     try:
         start(parent, tmp_path, sockets)
+        assert select.select([parent], [], [], 20)[0]
         assert parent.failure() is None
     finally:
         parent.close()
@@ -117,6 +120,7 @@ def test_a_qemu_that_fails(tmp_path: Path, kernel: Kernel, sockets: list[socket.
     parent = Parent(qemu(code), kernel, Accel.TCG, ParentOptions(INSTANCE))
     try:
         start(parent, tmp_path, sockets)
+        assert select.select([parent], [], [], 20)[0]
         assert parent.failure() == "QEMU ended with exit status 1: qemu: no such device"
         assert os.read(parent.fileno(), 1) == b""
     finally:
