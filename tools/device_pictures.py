@@ -283,7 +283,7 @@ def connect() -> Picture:
     def received() -> None:
         _, command, size, flags, _ = HEADER.unpack(theirs.recv(HEADER.size, socket.MSG_PEEK))
         arrows.append(Arrow("QEMU", "server", f"{Message(command).name}, {size} bytes"))
-        server.on_readable()
+        server.process()
         if not flags & Flags.NO_REPLY:
             _, _, size, _, _ = HEADER.unpack(ours.recv(HEADER.size, socket.MSG_PEEK))
             arrows.append(Arrow("server", "QEMU", f"reply, {size} bytes", answer=True))

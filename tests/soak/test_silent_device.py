@@ -30,7 +30,8 @@ def test_a_device_that_is_silent(tmp_path: Path) -> None:
         # START is lost: nothing has started, and only the slot is given back.
         machine.device.faults.append((Command.ENCLAVE_START, Fault(lost=True)))
         began = time.monotonic()
-        found = machine.steps(*READY, "start=0:0", "poll=0", "cpu=4", timeout_s=2 * PATIENCE_S)
+        machine.ask(*READY, "start=0:0", "poll=0", "cpu=4")
+        found = machine.answers(2 * PATIENCE_S)
         assert time.monotonic() - began >= PATIENCE_S
         assert found == [0, 0, 0, 0, errno.ETIMEDOUT, 0, 0]
         assert machine.hypervisor.said == ["free"]
@@ -40,11 +41,12 @@ def test_a_device_that_is_silent(tmp_path: Path) -> None:
         # START comes late: for the driver the enclave never ran, so it is not stopped, only freed.
         machine.reset()
         machine.device.faults.append((Command.ENCLAVE_START, Fault(delay_s=PATIENCE_S + 10)))
-        words = [*READY, "start=0:0", "poll=15000"]
-        assert machine.steps(*words, timeout_s=2 * PATIENCE_S) == [0, 0, 0, 0, errno.ETIMEDOUT, 0]
+        machine.ask(*READY, "start=0:0", "poll=15000")
+        assert machine.answers(2 * PATIENCE_S) == [0, 0, 0, 0, errno.ETIMEDOUT, 0]
         assert machine.hypervisor.said == ["start", "free"]
         # The device is gone for good.
         machine.server.close()
-        assert machine.steps(timeout_s=2 * PATIENCE_S) == [errno.ETIMEDOUT]
+        machine.ask()
+        assert machine.answers(2 * PATIENCE_S) == [errno.ETIMEDOUT]
     finally:
         machine.close()

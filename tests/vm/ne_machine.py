@@ -13,6 +13,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +34,9 @@ CPUS = 8
 POOL = "2-7"
 HUGE_PAGES = 160
 TIMEOUT_S = 60.0
+KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+"""Where the kernel has physical address 0 of itself, without KASLR."""
+MAX_HZ = 1000
 INIT = f"""#!/bin/busybox sh
 export PATH=/bin
 busybox mkdir -p /proc /sys /dev /run
@@ -72,7 +76,7 @@ def compiled(source: Path, directory: Path) -> Path:
 
 
 class Script:
-    """The hypervisor: ``rc`` and ``end`` say what becomes of the next starts; ``said`` what it was asked for."""
+    """The hypervisor: ``rc``, ``end`` and ``silent`` say what becomes of starts; ``said`` is what it was asked."""
 
     def __init__(self) -> None:
         self.server: NeServer | None = None
@@ -81,6 +85,8 @@ class Script:
     def reset(self) -> None:
         """As before any row."""
         self.rc, self.end, self.next_cid = 0, False, 16
+        self.silent = False
+        self.asked = threading.Event()
         self.said: list[str] = []
         self.memory: list[tuple[int, int]] = []
 
@@ -88,6 +94,9 @@ class Script:
         del flags
         self.said.append("start")
         self.memory = [(one.address, one.size) for one in slot.memory]
+        self.asked.set()
+        if self.silent:
+            return
         answer(self.rc, 0 if self.rc else cid or self.next_cid)
         self.next_cid += 1
         if self.end and self.server is not None:
@@ -143,23 +152,35 @@ class NeMachine:
         self.console = b""
         try:
             self._until(b"ready\n")
+            (line,) = self.do("busybox grep -w jiffies_64 /proc/kallsyms")
+            self._ticks = int(line.split()[0], 16) - KERNEL_MAP
         except BaseException:
             self.close()
             raise
 
-    def do(self, line: str, timeout_s: float = TIMEOUT_S) -> list[str]:
+    def do(self, line: str) -> list[str]:
         """A line for the shell: what was printed, without its status, which has to be 0."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(line.encode() + b"\n")
-        self._process.stdin.flush()
-        *said, status = self._until(b"\n", after=b"= ", timeout_s=timeout_s).decode().splitlines()
-        assert status == "= 0", (line, said, status)
-        return said
+        self._tell(line)
+        return self._told()
 
-    def steps(self, *words: str, timeout_s: float = TIMEOUT_S) -> list[int]:
+    def steps(self, *words: str) -> list[int]:
         """What each step came to; the first is NE_CREATE_VM's."""
-        line = self.do(f"steps {' '.join(words)}", timeout_s)[-1]
-        return [int(word) for word in line.split()]
+        self.ask(*words)
+        return self.answers()
+
+    def ask(self, *words: str) -> None:
+        """Begin steps; ``answers`` waits for them."""
+        self._tell(f"steps {' '.join(words)}")
+
+    def answers(self, timeout_s: float = TIMEOUT_S) -> list[int]:
+        """What they came to."""
+        return [int(word) for word in self._told(timeout_s)[-1].split()]
+
+    def skip_time(self) -> None:
+        """For the kernel it is two minutes later, or more: its count of ticks is moved on, in its memory."""
+        (ticks,) = self.server._memory.find(self._ticks, 8)
+        count = int.from_bytes(os.pread(ticks.fd, 8, ticks.offset), "little") + 121 * MAX_HZ
+        os.pwrite(ticks.fd, count.to_bytes(8, "little"), ticks.offset)
 
     def reset(self) -> None:
         """Device and hypervisor as they were at first."""
@@ -176,6 +197,16 @@ class NeMachine:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         self.server.close()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
+    def _told(self, timeout_s: float = TIMEOUT_S) -> list[str]:
+        *said, status = self._until(b"\n", after=b"= ", timeout_s=timeout_s).decode().splitlines()
+        assert status == "= 0", (said, status)
+        return said
 
     def _until(self, end: bytes, after: bytes = b"", timeout_s: float = TIMEOUT_S) -> bytes:
         """What is said up to ``end``, which follows ``after``."""

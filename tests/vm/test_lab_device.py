@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,26 @@ def test_a_start_that_the_hypervisor_refuses(machine: NeMachine) -> None:
     assert machine.hypervisor.said == ["start", "free"]
 
 
+def test_a_start_that_is_never_answered(machine: NeMachine) -> None:
+    """The driver gives up after 120 s, which pass quickly here (tests/soak has them in full)."""
+    machine.hypervisor.silent = True
+    machine.ask(*STARTED.format_map(CPUS).split(), "poll=0", "any")
+    assert machine.hypervisor.asked.wait(60)
+    for _ in range(20):  # the driver may have been just about to wait
+        machine.skip_time()
+        with contextlib.suppress(TimeoutError):
+            found = machine.answers(timeout_s=1)
+            break
+    assert found == [0, 0, 0, 0, errno.ETIMEDOUT, 0, errno.EBUSY], "for the device it is still starting"
+    assert machine.hypervisor.said == ["start", "free"], "what the driver does not know to run is not stopped"
+
+
+def test_the_driver_goes_and_comes(machine: NeMachine) -> None:
+    for word in ("unbind", "bind"):
+        machine.do(f"echo 0000:00:02.0 >/sys/bus/pci/drivers/nitro_enclaves/{word}")
+    assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, 0]
+
+
 def test_one_after_another(machine: NeMachine) -> None:
     for _ in range(5):
         assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, 0]
@@ -99,6 +120,17 @@ def test_one_after_another(machine: NeMachine) -> None:
 @pytest.mark.parametrize("name", LEAKS)
 def test_what_the_driver_never_gets_back(machine: NeMachine, name: str) -> None:
     assert answers(machine, LEAKS[name]) == LEAKS[name].expected(CPUS)
+
+
+def test_a_module_that_is_loaded_anew_has_all(machine: NeMachine) -> None:
+    """Slots at once, lost CPUs after they were switched on by hand."""
+    machine.do("busybox rmmod nitro_enclaves")
+    assert machine.do("busybox cat /sys/devices/system/cpu/offline") == ["2-5"]
+    machine.do("for cpu in 2 3 4 5; do echo 1 >/sys/devices/system/cpu/cpu$cpu/online; done")
+    machine.do("busybox insmod /modules/*nitro_enclaves.ko && pool 2-7")
+    assert machine.hypervisor.said == ["free", "free"], "the slots that the driver had lost"
+    row = ROWS["the rest of a core first"]
+    assert answers(machine, row) == row.expected(CPUS)
 
 
 def test_the_machine_ends(machine: NeMachine) -> None:

@@ -34,10 +34,11 @@ class NeServer:
         listener.setblocking(False)
         self._listener = listener
         self._on_gone = on_gone
-        self._loop = Loop(lambda: False, self._end)
+        self._loop = Loop(self._work, self._end)
         self._memory, self._interrupts = DmaMaps(), Interrupts(VECTORS)
         self.device = NeDevice(hypervisor, self._memory.find, self._interrupts.signal, self._loop, limits)
         self._client: VfioUser | None = None
+        self._readable = False
 
     @property
     def error(self) -> BaseException | None:
@@ -65,14 +66,20 @@ class NeServer:
             return
         self._loop.retire(self._listener)
         self._client = VfioUser(transport, self.device, self._memory, self._interrupts)
-        self._loop.watch(self._client.fileno(), self._readable)
+        self._loop.watch(self._client.fileno(), self._wake)
 
-    def _readable(self, events: int) -> None:
+    def _wake(self, events: int) -> None:
         del events
-        if self._client is not None:
-            self._client.on_readable()
-            if self._client.ended:
-                self._loop.finish()
+        self._readable = True
+
+    def _work(self) -> bool:
+        """A batch of messages."""
+        if self._client is None or not self._readable:
+            return False
+        self._readable = self._client.process()
+        if self._client.ended:
+            self._loop.finish()
+        return self._readable
 
     def _end(self) -> None:
         try:

@@ -47,6 +47,9 @@ from enclavekit.lab.vfio_user_message import (
     SetIrqs,
 )
 
+MAX_AT_ONCE = 64
+"""Messages; a command of the driver and its reply are about 30."""
+
 
 class PciDevice(Protocol):
     """What the transport needs of a device. All is called in one thread."""
@@ -88,7 +91,7 @@ class _Refused(Exception):  # noqa: N818 - an answer, not an error
 
 
 class VfioUser:
-    """Serves one connection. ``on_readable`` reads what is there; ``close`` gives back what the client gave.
+    """Serves one connection. ``process`` reads what is there; ``close`` gives back what the client gave.
 
     A peer that breaks the protocol raises ``ProtocolError``; after that only ``close`` is left.
     """
@@ -113,10 +116,12 @@ class VfioUser:
         """The client has gone, or broke the protocol."""
         return self.state is State.CLOSED
 
-    def on_readable(self) -> None:
-        """Answer all messages that are there."""
+    def process(self) -> bool:
+        """Answer messages that are there, not too many at once; True when there may be more."""
         try:
-            while not self.ended and self._read():
+            for _ in range(MAX_AT_ONCE):
+                if self.ended or not self._read():
+                    return False
                 head, body, fds = self._head, self._body, self._fds
                 self._head, self._body, self._fds = b"", b"", []
                 try:
@@ -126,6 +131,7 @@ class VfioUser:
         except ProtocolError:
             self.state = State.CLOSED
             raise
+        return True
 
     def close(self) -> None:
         """Twice does no harm."""

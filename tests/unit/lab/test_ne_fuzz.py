@@ -50,7 +50,7 @@ class Parent:
         memory, interrupts = DmaMaps(), Interrupts(VECTORS)
         self.device = NeDevice(self, memory.find, interrupts.signal, self, Limits(slots=2, regions=3, cpus=4))
         self.server = VfioUser(theirs, self.device, memory, interrupts)
-        self.client = VfioClient(ours, self.server.on_readable)
+        self.client = VfioClient(ours, self.server.process)
         self.ram = os.memfd_create("ram", os.MFD_CLOEXEC)
         os.ftruncate(self.ram, RAM)
 
@@ -112,7 +112,7 @@ def _step(parent: Parent, choose: Choose, data: Callable[[int], bytes], *, hosti
             parent.client.send(message, data(choose(48)), [parent.ram] * (choose(8) // 6), flags)
         case 1 if hostile:
             parent.client.transport.send(data(choose(40)) or HEADER.pack(0, 13, 16, 0, 0))
-            parent.server.on_readable()
+            parent.server.process()
         case 2 if hostile:
             address, size = WORDS[choose(len(WORDS))], WORDS[choose(len(WORDS))]
             parent.client.send(Message.DMA_MAP, DMA_MAP.pack(DMA_MAP.size, 3, 0, address, size), [parent.ram])

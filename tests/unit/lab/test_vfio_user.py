@@ -66,7 +66,7 @@ class Rig:
         theirs, ours = socket.socketpair()
         self.device, self.memory, self.interrupts = FakeDevice(), DmaMaps(), Interrupts(2)
         self.server = VfioUser(theirs, self.device, self.memory, self.interrupts)
-        self.client = VfioClient(ours, self.server.on_readable)
+        self.client = VfioClient(ours, self.server.process)
 
     def close(self) -> None:
         self.server.close()
@@ -177,7 +177,7 @@ def test_messages_in_pieces(new: Rig) -> None:
     for place in range(len(message)):
         assert new.server.state is State.WAITING
         new.client.transport.send(message[place : place + 1])
-        new.server.on_readable()
+        new.server.process()
     assert new.server.state is State.READY
     number, command, _, flags, _ = HEADER.unpack(new.client.transport.recv(HEADER.size))
     assert (number, command, flags) == (7, Command.VERSION, Flags.REPLY)
@@ -188,15 +188,22 @@ def test_the_client_goes(new: Rig, sent: bytes) -> None:
     if sent:
         new.client.transport.send(sent)
     new.client.transport.close()
-    new.server.on_readable()
+    new.server.process()
     assert new.server.ended
 
 
 def test_the_client_goes_without_reading(rig: Rig) -> None:
     rig.client.transport.send(HEADER.pack(1, Command.DEVICE_GET_INFO, 32, 0, 0) + bytes(16))
     rig.client.transport.close()
-    rig.server.on_readable()
+    rig.server.process()
     assert rig.server.ended
+
+
+def test_no_client_keeps_the_thread(rig: Rig) -> None:
+    message = HEADER.pack(1, Command.REGION_WRITE, 33, Flags.NO_REPLY, 0) + REGION_ACCESS.pack(0, 3, 1) + b"x"
+    rig.client.transport.send(message * 65)
+    assert rig.server.process()
+    assert not rig.server.process()
 
 
 def send(command: int, body: bytes = b"", flags: int = 0) -> Callable[[Rig], object]:
@@ -225,7 +232,7 @@ def many_maps(rig: Rig) -> None:
 def only_a_head(size: int) -> Callable[[Rig], object]:
     def act(rig: Rig) -> None:
         rig.client.transport.send(HEADER.pack(1, 10, size, 0, 0))
-        rig.server.on_readable()
+        rig.server.process()
 
     return act
 
@@ -403,7 +410,7 @@ def test_any_bytes(negotiated: bool, pieces: list[tuple[bytes, int]]) -> None:
         with suppress(ProtocolError):
             for data, fds in pieces:
                 socket.send_fds(rig.client.transport, [data or b"\0"], [2] * fds)
-                rig.server.on_readable()
+                rig.server.process()
                 assert not rig.server.ended
     finally:
         rig.close()  # looks for descriptors that were left

@@ -44,7 +44,7 @@ WORD = 4
 class VfioClient:
     """Speaks over ``transport``, which blocks. ``sent`` is called after each message: a server of the same thread."""
 
-    def __init__(self, transport: socket.socket, sent: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, transport: socket.socket, sent: Callable[[], object] = lambda: None) -> None:
         self.transport = transport
         self._sent = sent
         transport.settimeout(TIMEOUT_S)
