@@ -19,7 +19,19 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TARGETS = ("eif", "signature", "certificate", "cpio", "vsock", "document", "chain", "recipient", "nsm", "device")
+TARGETS = (
+    "eif",
+    "signature",
+    "certificate",
+    "cpio",
+    "vsock",
+    "document",
+    "chain",
+    "recipient",
+    "nsm",
+    "device",
+    "agent",
+)
 MAX_INPUT = 1 << 16
 INPUT_TIMEOUT_S = 5
 """Instrumented code takes several times as long; worst.py has the true figures."""

@@ -35,6 +35,7 @@ with atheris.instrument_imports(include=["enclavekit"]):
     from enclavekit.image.initramfs import open_ramdisk
     from enclavekit.inspection.unpack import unpack
     from enclavekit.lab import ne_device, vfio_user  # noqa: F401 - what a rig imports is instrumented if it is here first
+    from enclavekit.lab.agent_frames import Command, Decoder, Kind, encode
     from enclavekit.virtio import vsock  # noqa: F401
     from enclavekit.virtio.nsm import MAX_RESPONSE, Nsm
 
@@ -201,6 +202,14 @@ def fuzz_device(data: bytes) -> None:
     run_parent(lambda count: chosen.ConsumeIntInRange(0, count - 1), chosen.ConsumeBytes)
 
 
+def fuzz_agent(data: bytes) -> None:
+    """What the host and the agent in a lab's parent read of each other."""
+    with suppress(Error):
+        for kind, payload in Decoder().feed(data):
+            if kind is Kind.RUN:
+                Command.decode(payload)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "eif": fuzz_eif,
     "signature": fuzz_signature,
@@ -208,6 +217,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "cpio": fuzz_cpio,
     "vsock": fuzz_vsock,
     "device": fuzz_device,
+    "agent": fuzz_agent,
     "nsm": fuzz_nsm,
     "document": fuzz_document,
     "chain": fuzz_chain,
@@ -232,6 +242,8 @@ def seeds(target: str) -> list[bytes]:
         arguments = {"index": 16, "data": b"x", "range": 20, "nonce": b"n", "user_data": None, "public_key": "k"}
         names = ("DescribePCR", "ExtendPCR", "LockPCR", "LockPCRs", "Attestation")
         return [cbor.encode("GetRandom"), cbor.encode("DescribeNSM"), *(cbor.encode({one: arguments}) for one in names)]
+    if target == "agent":
+        return [Command(["a", "b"], {"K": "v"}, (24, 80)).encode() + encode(Kind.INPUT, b"x")]
     if target in ("vsock", "device"):
         return [bytes(200), bytes(range(256))]
     if target == "certificate":

@@ -15,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,10 +87,9 @@ class System:
         )  # fmt: skip
 
 
-def make_system(packages: Path, cache: Path) -> System:
-    """Of the unpacked ``packages``, below ``cache``; made once, by downloading what is needed from PyPI.
-
-    Errors: BuildError, MissingError, FileError.
+def make_system(packages: Path, cache: Path, bring: Callable[[Path], None] | None = None) -> System:
+    """Of the unpacked ``packages``, below ``cache``; made once. ``bring`` adds Python packages to a root file system:
+    ours, from PyPI, unless another is given. Errors: BuildError, MissingError, FileError.
     """
     made = system_of(packages, cache)
     try:
@@ -99,7 +99,7 @@ def make_system(packages: Path, cache: Path) -> System:
                 return made
             with tempfile.TemporaryDirectory(prefix="making-", dir=cache) as directory:
                 making = System(Path(directory, "system"))
-                _lay_out(packages, making)
+                _lay_out(packages, making, bring or bring_requirements)
                 making.directory.rename(made.directory)
     except (OSError, shutil.Error) as error:
         raise _file_error(error, cache) from error
@@ -117,6 +117,7 @@ def package_ramdisk(system: System, cache: Path) -> Path:
     source = Path(enclavekit.__file__).parent
     try:
         with locked(cache / "lock"):
+            os.utime(system.ramdisk)  # it is in use
             ramdisk = cache / f"package-{system.directory.name}-{_digest_of(source)}.cpio"
             if ramdisk.exists():
                 os.utime(ramdisk)
@@ -137,6 +138,23 @@ def package_ramdisk(system: System, cache: Path) -> Path:
     return ramdisk
 
 
+def prune(cache: Path, older_than_s: float) -> tuple[int, int]:
+    """Take away systems that were not used for that long; how many, and their ramdisks' bytes."""
+    count = size = 0
+    if not cache.is_dir():
+        return 0, 0
+    with locked(cache / "lock"):
+        for ramdisk in sorted(cache.glob("system-*/root.cpio")):
+            status = ramdisk.stat()
+            if time.time() - status.st_mtime >= older_than_s:
+                shutil.rmtree(ramdisk.parent, ignore_errors=True)
+                count, size = count + 1, size + status.st_size
+        for package in cache.glob("package-*.cpio"):
+            if not (cache / package.name[len("package-") :].rpartition("-")[0]).is_dir():
+                package.unlink(missing_ok=True)
+    return count, size
+
+
 def python_of(root: Path) -> Path:
     """The Python of a root file system. Errors: BuildError."""
     found = next(
@@ -147,7 +165,7 @@ def python_of(root: Path) -> Path:
     return found
 
 
-def _lay_out(packages: Path, system: System) -> None:
+def _lay_out(packages: Path, system: System, bring: Callable[[Path], None]) -> None:
     root = system.root
     left_out = {path for pattern in LEFT_OUT for path in packages.glob(pattern)}
     shutil.copytree(
@@ -167,12 +185,13 @@ def _lay_out(packages: Path, system: System) -> None:
         link = root / "usr/bin" / name
         if not link.is_symlink() and not link.exists() and not (root / "usr/sbin" / name).exists():
             link.symlink_to("busybox")
-    _add_requirements(root)
+    bring(root)
     system.compile(root / "usr/lib")
     _write(system.ramdisk, root)
 
 
-def _add_requirements(root: Path) -> None:
+def bring_requirements(root: Path) -> None:
+    """By pip, for the Python in there. Errors: BuildError, MissingError."""
     if importlib.util.find_spec("pip") is None:
         raise MissingError(
             f"no pip beside {sys.executable}: it brings the parent's Python packages",
