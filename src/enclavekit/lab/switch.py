@@ -37,6 +37,10 @@ DIAL_TIMEOUT_S = 10.0
 """The called guest's time to answer; callers are usually less patient (2 s in Linux)."""
 
 
+ENCLAVE_CONNECTIONS = 2048
+"""Of one enclave, at once. All of a parent's together leave the parent room for its own (``vsock.MAX_CONNECTIONS``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Member:
     loop: Loop
@@ -46,7 +50,8 @@ class _Member:
 class Switch:
     """Joins the devices of one parent and of its enclaves (``backend.Network``). All may be called by any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, enclave_connections: int = ENCLAVE_CONNECTIONS) -> None:
+        self._enclave_connections = enclave_connections
         self._lock = threading.Lock()
         self._members: dict[int, _Member] = {}
         self._from_parent: dict[int, Route] = {HYPERVISOR_CID: _ConsoleService(self)}
@@ -118,6 +123,7 @@ class Switch:
             self._members[cid] = _Member(loop, device)
             if cid == PARENT_CID:
                 return self._from_parent
+            device.max_connections = self._enclave_connections
             self._from_parent[cid] = _GuestRoute(self, cid)
             return {PARENT_CID: _GuestRoute(self, PARENT_CID)}
 

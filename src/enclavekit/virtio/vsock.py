@@ -133,6 +133,8 @@ class VsockDevice:
         """Why the device is broken, until its queues are started anew."""
         self.received = self.sent = 0
         """Bytes of payload, from the guest and to it."""
+        self.max_connections = MAX_CONNECTIONS
+        """At once, whoever asked for them."""
         self._gone = False
         self._host_cid = host_cid
         self._call_later = call_later
@@ -234,7 +236,7 @@ class VsockDevice:
 
     @property
     def _full(self) -> bool:
-        return len(self._links) + len(self._draining) >= MAX_CONNECTIONS
+        return len(self._links) + len(self._draining) >= self.max_connections
 
     def _next_source(self) -> Address:
         port = self._host_port

@@ -21,6 +21,8 @@ from enclavekit.virtio.vsock_packet import PARENT_CID, SHUTDOWN_BOTH, SHUTDOWN_S
 
 FIRST, SECOND = 16, 17
 PORT = 9000
+MAX_CONNECTIONS = 5
+"""Of an enclave."""
 KERNEL_BUFFERS = 1 << 20
 """More than a socket pair holds in both of its buffers."""
 
@@ -29,7 +31,7 @@ class Rig:
     """A parent and two enclaves."""
 
     def __init__(self) -> None:
-        self.switch = Switch()
+        self.switch = Switch(MAX_CONNECTIONS)
         self.failed = threading.Event()
         ours, theirs = socket.socketpair()
         self.switch.start_parent(ours, self.failed.set)
@@ -256,6 +258,18 @@ def test_a_cid_is_one_guests(rig: Rig) -> None:
     second.close()
     theirs.close()
     rig.connected()  # the first one is still there
+
+
+def test_an_enclave_with_very_many_connections_is_alone_in_having_no_more(rig: Rig) -> None:
+    for source in range(1024, 1024 + MAX_CONNECTIONS):
+        rig.connected(source=source)
+    rig.first.send(Op.REQUEST, 2000, PORT)
+    rig.first.expect(Op.RST)
+    rig.parent.send(Op.REQUEST, 2000, 5000, cid=FIRST)
+    rig.parent.expect(Op.RST)
+    rig.second.send(Op.REQUEST, 2000, PORT)
+    rig.parent.accept(PORT, cid=SECOND)
+    rig.second.expect(Op.RESPONSE)
 
 
 def test_nothing_stays_open() -> None:

@@ -485,9 +485,9 @@ def test_host_ports_begin_anew_at_the_end_of_their_range(monkeypatch: pytest.Mon
 # Bounds and fairness
 
 
-def test_too_many_connections_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vsock, "MAX_CONNECTIONS", 2)
+def test_too_many_connections_are_refused() -> None:
     rig = Rig()
+    rig.device.max_connections = 2
     rig.connect(source=1)
     rig.connect(source=2)
     rig.send(Op.REQUEST, source=3)
