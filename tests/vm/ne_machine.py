@@ -48,7 +48,7 @@ pool() {{ echo "$1" >/sys/module/nitro_enclaves/parameters/ne_cpus; }}
 steps() {{ NE_STEPS_HUGE=1 /steps "$@"; }}
 pool {POOL}
 echo ready
-while read -r line; do eval "$line"; echo "= $?"; done
+while read -r line; do eval "$line"; echo "status: $?"; done
 """
 # Node 0 is where all CPUs are, so it is the pool's.
 COMMAND = (
@@ -204,8 +204,8 @@ class NeMachine:
         self._process.stdin.flush()
 
     def _told(self, timeout_s: float = TIMEOUT_S) -> list[str]:
-        *said, status = self._until(b"\n", after=b"= ", timeout_s=timeout_s).decode().splitlines()
-        assert status == "= 0", (said, status)
+        *said, status = self._until(b"\n", after=b"status: ", timeout_s=timeout_s).decode().splitlines()
+        assert status == "status: 0", (said, status)
         return said
 
     def _until(self, end: bytes, after: bytes = b"", timeout_s: float = TIMEOUT_S) -> bytes:
