@@ -112,6 +112,13 @@ def test_the_driver_goes_and_comes(machine: NeMachine) -> None:
     assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, 0]
 
 
+def test_whatever_a_parent_writes_into_registers(machine: NeMachine) -> None:
+    assert machine.steps("close", "poke=4000") == [0, 0, 0]
+    assert machine.server.error is None
+    assert machine.hypervisor.said.count("free") > 1, "slots that it has made by chance"
+    assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, 0]
+
+
 def test_one_after_another(machine: NeMachine) -> None:
     for _ in range(5):
         assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, 0]

@@ -7,6 +7,7 @@
 //
 // With NE_STEPS_HUGE set, memory is of huge pages, and there is:
 //     giant=OFFSET:SIZE (in a page of 1 GiB, always the same)  bind=NODE (take memory from there)
+//     poke=COUNT (as root: anything, anywhere into the device's registers, while the driver is away)
 //     order=DIGITS (pages that follow one another in physical memory, in this order)
 #define _GNU_SOURCE
 #include <errno.h>
@@ -87,6 +88,44 @@ static int create(void) {
     return 0;
 }
 
+#define NAME "0000:00:02.0"
+#define PLACE "/sys/bus/pci/devices/" NAME
+
+static int tell(const char *file, const char *text) {
+    int fd = open(file, O_WRONLY);
+    int result = fd < 0 || write(fd, text, strlen(text)) < 0 ? -1 : 0;
+    close(fd);
+    return result;
+}
+
+static int poke(uint64_t count) {
+    // What a driver has is not mapped.
+    if (tell("/sys/bus/pci/drivers/nitro_enclaves/unbind", NAME) || tell(PLACE "/enable", "1"))
+        return -1;
+    int file = open(PLACE "/resource3", O_RDWR);
+    volatile char *registers = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (file < 0 || registers == MAP_FAILED)
+        return -1;
+    uint64_t random = 1;
+    while (count--) {
+        random = random * 6364136223846793005UL + 1442695040888963407UL;
+        // Mostly the registers and the first words of a request, with small values.
+        uint32_t place = random >> 60 ? random >> 33 & 0x3f : random >> 33 & 0xfff;
+        uint64_t value = random >> 45 & 3 ? random >> 16 & 0xf : random;
+        switch (random >> 50 & 7) {
+        case 0: registers[place] = (char)value; break;
+        case 1: *(volatile uint16_t *)(registers + (place & ~1U)) = (uint16_t)value; break;
+        case 2: *(volatile uint64_t *)(registers + (place & ~7U)) = value; break;
+        case 3: value = *(volatile uint64_t *)(registers + (place & ~7U)); break;
+        case 4: value = (uint64_t)registers[place]; break;
+        default: *(volatile uint32_t *)(registers + (place & ~3U)) = (uint32_t)value; break;
+        }
+    }
+    munmap((void *)registers, 4096);
+    close(file);
+    return tell(PLACE "/enable", "0") ? -1 : tell("/sys/bus/pci/drivers/nitro_enclaves/bind", NAME);
+}
+
 static int step(const char *text) {
     const char *value = strchr(text, '=');
     char *next = NULL;
@@ -130,6 +169,8 @@ static int step(const char *text) {
     } else if (IS("bind")) {
         unsigned long nodes = 1UL << first;
         result = (int)syscall(SYS_mbind, base, ROOM, MPOL_BIND, &nodes, 64, 0);
+    } else if (IS("poke")) {
+        return poke(first) < 0 ? errno : 0;
     } else if (IS("order")) {
         result = in_order(value + 1);
     } else if (IS("bad")) {
