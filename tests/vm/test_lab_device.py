@@ -113,7 +113,7 @@ def test_the_driver_goes_and_comes(machine: NeMachine) -> None:
 
 
 def test_whatever_a_parent_writes_into_registers(machine: NeMachine) -> None:
-    assert machine.steps("close", "poke=4000") == [0, 0, 0]
+    assert machine.steps("close", "poke=8000") == [0, 0, 0]
     assert machine.server.error is None
     assert machine.hypervisor.said.count("free") > 1, "slots that it has made by chance"
     assert machine.steps(*STARTED.format_map(CPUS).split()) == [0, 0, 0, 0, 0]

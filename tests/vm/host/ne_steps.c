@@ -109,8 +109,10 @@ static int poke(uint64_t count) {
     uint64_t random = 1;
     while (count--) {
         random = random * 6364136223846793005UL + 1442695040888963407UL;
-        // Mostly the registers and the first words of a request, with small values.
-        uint32_t place = random >> 60 ? random >> 33 & 0x3f : random >> 33 & 0xfff;
+        // Mostly the registers and the first words of a request, with small values; often the device is switched on.
+        uint32_t place = random >> 60 ? random >> 33 & 0x1f : random >> 33 & 0xfff;
+        if (random >> 55 & 1)
+            registers[0] = 1;
         uint64_t value = random >> 45 & 3 ? random >> 16 & 0xf : random;
         switch (random >> 50 & 7) {
         case 0: registers[place] = (char)value; break;
