@@ -179,7 +179,7 @@ def test_a_signature_that_does_not_hold(lab: Lab, made: Callable[[], bytes], why
 def test_memory_that_is_too_little_for_the_image(lab: Lab) -> None:
     slot = lab.memory.slot(1, [(0, 32 * MIB)], image())
     assert lab.start(slot) == (-errno.ENOMEM, 0)
-    assert lab.log == ["enclave 16 does not start: memory: got 32 MiB, this image needs at least 50 MiB"]
+    assert lab.log == ["enclave 16 does not start: memory: got 32 MiB, this image needs at least 64 MiB"]
 
 
 def test_memory_that_ends_before_the_image_begins(lab: Lab) -> None:
