@@ -118,5 +118,7 @@ class DmaMaps:
             try:
                 self._files[name] = os.dup(fd)
             except OSError as error:
-                raise ProtocolError(f"{where}: cannot keep its file open: {error}") from error
+                raise ProtocolError(
+                    f"{where}: cannot keep its file open: {(error.strerror or str(error)).lower()}"
+                ) from error
         return self._files[name]

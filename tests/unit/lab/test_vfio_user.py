@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -378,6 +379,42 @@ def test_memory_outlives_its_maps(rig: Rig, file: int) -> None:
     rig.client.map(4 * PAGE, 4 * PAGE, file, 4 * PAGE)
     rig.client.unmap(0, 0, flags=2)
     assert open_fds() == kept
+
+
+@contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """Only so many descriptors more can be had."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    filling = [os.dup(0)]
+    while filling[-1] < highest:
+        filling.append(os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (filling[-1] + 1 + count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in filling:
+            os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, "a message with more than 8 descriptors, or than we may have"),
+        (1, "DMA map at 0x0000000000000000: cannot keep its file open: too many open files"),
+    ],
+)
+def test_no_descriptor_left_for_a_file(rig: Rig, file: int, count: int, message: str) -> None:
+    with room_for(count), pytest.raises(ProtocolError) as caught:
+        rig.client.map(0, PAGE, file)
+    assert str(caught.value) == f"vfio-user: {message}"
+
+
+def test_no_descriptor_left_for_an_interrupt(rig: Rig, eventfds: list[int]) -> None:
+    with room_for(3), pytest.raises(ProtocolError) as caught:
+        rig.client.set_eventfds(eventfds)
+    assert str(caught.value) == "vfio-user: cannot keep an eventfd open: too many open files"
 
 
 PIECES = st.one_of(
