@@ -51,7 +51,7 @@ QUIT_TIMEOUT_S = 2.0
 
 INIT = """#!/bin/busybox sh
 b=/bin/busybox
-$b mkdir -p /proc /sys /dev /run /tmp
+$b mkdir -p /proc /sys /dev /run /tmp; $b chmod 755 /
 $b mount -t proc proc /proc; $b mount -t sysfs sys /sys; $b mount -t devtmpfs dev /dev
 $b mkdir /dev/pts /dev/shm; $b mount -t devpts -o gid=5,mode=620 pts /dev/pts; $b mount -t tmpfs shm /dev/shm
 for module in /modules/*.ko; do $b insmod $module; done

@@ -35,6 +35,15 @@ AGENT = (
     "import socket, sys; from enclavekit.lab.agent import serve_one; serve_one(socket.socket(fileno=int(sys.argv[1])))"
 )
 
+RESIZED = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
+print("ready", flush=True)
+signal.sigwait({signal.SIGWINCH})
+print(os.get_terminal_size(), flush=True)
+sys.exit(5)
+"""
+
 
 @contextmanager
 def agent() -> Iterator[socket.socket]:
@@ -110,15 +119,14 @@ def test_a_terminal_that_becomes_larger() -> None:
         if b"ready" in data:
             os.write(write_end, b"\0")
 
-    script = "trap 'stty size; exit 5' WINCH; echo ready; while :; do read line; done"
     try:
         with agent() as connection:
             streams = Streams(take, take, None, resized=read_end, size=lambda: (11, 22))
-            status = run_command(connection, Command(["bash", "-c", script], size=(5, 6)), streams)
+            status = run_command(connection, Command([sys.executable, "-c", RESIZED], size=(5, 6)), streams)
     finally:
         os.close(read_end)
         os.close(write_end)
-    assert (status, bytes(out)) == (5, b"ready\r\n11 22\r\n")
+    assert (status, bytes(out)) == (5, b"ready\r\nos.terminal_size(columns=22, lines=11)\r\n")
 
 
 def test_a_connection_that_ends_kills_the_command(tmp_path: Path) -> None:
