@@ -104,7 +104,7 @@ def images(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, words in {
         "echo": ("sh", "-c", "vsock echo 5005; exit 42"),
         "sleeper": ("/bin/busybox", "sleep", "600"),
-        "quick": ("/bin/true",),
+        "quick": ("/bin/busybox", "true"),
     }.items():
         done = program(
             "build", "-q", *built, f"dir:{rootfs}", "-o", directory / f"{name}.eif", "--name", name, "--attest", "--",
@@ -179,6 +179,31 @@ def test_nitro_clis_commands(lab: Lab) -> None:
     ]
     assert console > 0
     assert (ended["Terminated"], ended["EnclaveID"], after) == (True, run["EnclaveID"], [])
+
+
+def test_an_ordinary_user_of_the_group(lab: Lab) -> None:
+    """Nothing need be said of memory and CPUs."""
+    lines = lab.script(
+        """
+        cp images/quick.eif /home/user
+        su user -c 'cd; touch /no 2>/dev/null || id -Gn; enclave run -q quick.eif && echo ran'
+        """
+    )
+    assert lines == ["user ne", "ran"]
+
+
+def test_the_allocator_sets_aside_anew(lab: Lab) -> None:
+    lines = lab.script(
+        """
+        mkdir -p /etc/nitro_enclaves
+        printf -- '---\\nmemory_mib: 512\\ncpu_count: 4\\n' > /etc/nitro_enclaves/allocator.yaml
+        enclave allocate >&2
+        cat /sys/module/nitro_enclaves/parameters/ne_cpus
+        grep HugePages_Total /proc/meminfo
+        enclave doctor --json | grep -c '"chosen": "nitro"'
+        """
+    )
+    assert lines == ["2,3,4,5", "", "HugePages_Total:     256", "1"]
 
 
 def test_two_at_once_and_one_that_is_killed(lab: Lab) -> None:
