@@ -64,8 +64,11 @@ class _Unpacker:
                     raise FileError.of(error, shown(path), "unpack") from error
         # Last, and from the inside out: a directory that may not be written to, and its time, which files change.
         for path in sorted(self._directories, reverse=True):
-            with self._parent(path) as (parent, name):
-                self._attributes(parent, name, self._directories[path])
+            try:
+                with self._parent(path) as (parent, name):
+                    self._attributes(parent, name, self._directories[path])
+            except OSError as error:
+                raise FileError.of(error, shown(path), "unpack") from error
         return self._done
 
     def _make(self, path: bytes, file: RamdiskFile, links: dict[tuple[int, tuple[int, int], int], bytes]) -> None:
@@ -98,10 +101,8 @@ class _Unpacker:
         match kind:
             case stat.S_IFREG:
                 first = links.get((entry.ino, entry.dev, kind)) if entry.nlink > 1 else None
-                if first is not None and first != path:
-                    with self._parent(first) as (first_parent, first_name):
-                        os.link(first_name, name, src_dir_fd=first_parent, dst_dir_fd=parent, follow_symlinks=False)
-                if first is None or entry.size:
+                linked = first is not None and self._link(first, parent, name)
+                if not linked or entry.size:
                     self._write(parent, name, file)
             case stat.S_IFLNK:
                 if entry.size > MAX_TARGET:
@@ -118,9 +119,18 @@ class _Unpacker:
                 return False
         return True
 
+    def _link(self, first: bytes, parent: int, name: bytes) -> bool:
+        """False where the first of its names is by now something else: a symlink or a pipe is not to be written to."""
+        with self._parent(first) as (first_parent, first_name):
+            found = _lstat(first_parent, first_name)
+            if found is None or not stat.S_ISREG(found.st_mode):
+                return False
+            os.link(first_name, name, src_dir_fd=first_parent, dst_dir_fd=parent, follow_symlinks=False)
+            return True
+
     def _write(self, parent: int, name: bytes, file: RamdiskFile) -> None:
         if _lstat(parent, name):  # a hard link, whose mode may forbid it
-            os.chmod(name, 0o600, dir_fd=parent)
+            _chmod(parent, name, 0o600)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(name, flags, 0o600, dir_fd=parent), "wb", buffering=0) as out:
             for chunk in file.content.chunks():
@@ -146,12 +156,10 @@ class _Unpacker:
 
     def _attributes(self, parent: int, name: bytes, file: RamdiskFile) -> None:
         entry = file.entry
-        symlink = stat.S_ISLNK(entry.mode)
         if self._owners:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-        if not symlink:
-            # Nothing else follows this name: it was made here, just now, and is no symlink.
-            os.chmod(name, entry.mode & (0o7777 if self._owners else 0o777), dir_fd=parent)
+        if not stat.S_ISLNK(entry.mode):
+            _chmod(parent, name, entry.mode & (0o7777 if self._owners else 0o777))
         os.utime(name, (entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
 
     @contextmanager
@@ -198,6 +206,13 @@ class _Unpacker:
             elif not stat.S_ISDIR(found.st_mode):
                 raise FormatError(f"{shown(path)}: lies in {shown(part)}, which is no directory")
             place.append((part, os.open(part, _DIRECTORY, dir_fd=here)))
+
+
+def _chmod(parent: int, name: bytes, mode: int) -> None:
+    """Not of what a symlink leads to: one may have come into a directory's place by another name of that."""
+    with _opened(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as found:
+        if not stat.S_ISLNK(os.fstat(found).st_mode):
+            Path(f"/proc/self/fd/{found}").chmod(mode)
 
 
 def _lstat(parent: int, name: bytes) -> os.stat_result | None:

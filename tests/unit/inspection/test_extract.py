@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,6 +216,49 @@ def test_nothing_leaves_the_directory(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "out/ramdisk-0/escaped").read_bytes() == b"x"
     assert sorted(listing(tmp_path)) == ["image.eif", "out"]
     assert before == {one: one.lstat().st_mtime_ns for one in Path("/").glob("escaped*")}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        lambda victim: [
+            entry(b"dir", stat.S_IFDIR | 0o777),
+            entry(b"same", SYMLINK, b"."),
+            entry(b"same/dir", SYMLINK, victim),
+        ],
+        lambda victim: [
+            entry(b"a", stat.S_IFREG | 0o777, ino=3, nlink=2),
+            entry(b"a", SYMLINK, victim),
+            entry(b"b", stat.S_IFREG | 0o777, ino=3, nlink=2),
+        ],
+        lambda victim: [
+            entry(b"a", stat.S_IFREG | 0o777, ino=3, nlink=2),
+            entry(b"a", SYMLINK, victim),
+            entry(b"b", stat.S_IFREG | 0o777, b"data", ino=3, nlink=2),
+        ],
+        lambda victim: [
+            entry(b"a", stat.S_IFREG | 0o777, ino=3, nlink=2),
+            entry(b"a", stat.S_IFIFO | 0o777),
+            entry(b"b", stat.S_IFREG | 0o777, b"data", ino=3, nlink=2),
+        ],
+    ],
+    ids=["a directory", "a link", "a link with data", "a link to a pipe"],
+)
+def test_what_a_symlink_has_replaced_is_not_followed(files: Callable[[bytes], Files], tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    victim.chmod(0o400)
+    root = unpacked(tmp_path, files(bytes(victim)))
+    assert (victim.read_bytes(), stat.S_IMODE(victim.stat().st_mode)) == (b"mine", 0o400)
+    assert victim.stat().st_nlink == 1
+    assert not (root / "b").exists() or stat.S_ISREG((root / "b").lstat().st_mode)
+
+
+def test_a_directory_that_is_gone_by_another_name_is_an_error(tmp_path: Path) -> None:
+    files = [entry(b"dir", DIRECTORY), entry(b"same", SYMLINK, b"."), entry(b"same/dir", stat.S_IFSOCK | 0o600)]
+    with pytest.raises(FileError) as caught:
+        unpacked(tmp_path, files)
+    assert caught.value.message == "cannot unpack dir: no such file or directory"
 
 
 def test_devices_are_left_out_unless_asked(tmp_path: Path) -> None:
