@@ -70,16 +70,15 @@ class LabEnclave:
         self._host = host
         self._order = order
         self._answer = answer
-        self._on_end = on_end
         self._name = f"enclave {order.cid}"
         self._lock = threading.Lock()
         self._stopped = False
         """The parent does not want it any more: its pages are not to be touched."""
         self._running = False
-        self._ended_itself = False
+        self._ended_itself = self._by_itself = False
         self._enclave: Enclave | None = None
         self._console: Console | None = None
-        self._loop = Loop(self._work, self._end)
+        self._loop = Loop(self._work, self._end, lambda: on_end(self._by_itself))
 
     @property
     def cid(self) -> int:
@@ -199,22 +198,19 @@ class LabEnclave:
         return self._console.work() if self._console is not None else False
 
     def _end(self) -> None:
-        by_itself = self._ended_itself and not self._stopped
-        try:
-            self._host.switch.withdraw_console(self._order.cid)
-            if self._console is not None:
-                self._console.close()
-            if self._enclave is not None:
-                failure = self._enclave.failure() if by_itself else None
-                if self._running:
-                    self._loop.forget(self._enclave.fileno())
-                self._enclave.close()
-                if self._running:
-                    self._host.log(f"{self._name} ended" + (f": {failure}" if failure else ""))
-            if self._loop.error is not None:
-                self._host.log(f"{self._name}: {self._loop.error!r}")
-        finally:
-            self._on_end(by_itself)
+        self._by_itself = self._ended_itself and not self._stopped
+        self._host.switch.withdraw_console(self._order.cid)
+        if self._console is not None:
+            self._console.close()
+        if self._enclave is not None:
+            failure = self._enclave.failure() if self._by_itself else None
+            if self._running:
+                self._loop.forget(self._enclave.fileno())
+            self._enclave.close()
+            if self._running:
+                self._host.log(f"{self._name} ended" + (f": {failure}" if failure else ""))
+        if self._loop.error is not None:
+            self._host.log(f"{self._name}: {self._loop.error!r}")
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error

@@ -38,14 +38,18 @@ class LoopTimer:
 
 
 class Loop:
-    """``work`` follows every batch of events and is repeated while it returns True; ``on_end`` is the last call.
+    """``work`` follows every batch of events and is repeated while it returns True.
 
+    ``on_end`` is the last call with files to watch; ``on_closed`` comes when the loop itself has none open any more.
     ``watch``, ``change``, ``forget``, ``retire`` and ``call_later`` are for the loop's own thread, or before it starts.
     """
 
-    def __init__(self, work: Callable[[], bool], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, work: Callable[[], bool], on_end: Callable[[], None], on_closed: Callable[[], None] = lambda: None
+    ) -> None:
         self._work = work
         self._on_end = on_end
+        self._on_closed = on_closed
         self.error: BaseException | None = None
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -148,15 +152,20 @@ class Loop:
             if self._ended:
                 return
             self._ended = True
-        try:
-            while self._calls:
-                self._calls.popleft()()
-            self._on_end()
-        except BaseException as error:
-            self.error = self.error or error
+        while self._calls:
+            self._try(self._calls.popleft())
+        self._try(self._on_end)
         self._close_retired()
         self._epoll.close()
         os.close(self._wake)
+        self._try(self._on_closed)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        """Whatever fails at the end, the rest of it still happens."""
+        try:
+            call()
+        except BaseException as error:
+            self.error = self.error or error
 
     def _close_retired(self) -> None:
         if self._retired:

@@ -38,7 +38,8 @@ def test_a_lab_is_up_once(tmp_path: Path) -> None:
 
 def test_what_a_dead_one_left_is_taken_away(tmp_path: Path) -> None:
     labs = tmp_path / "labs"
-    claim(labs, "live").write_state({"name": "live"})
+    live = claim(labs, "live")
+    live.write_state({"name": "live"})
     dead = labs / "dead"
     dead.mkdir()
     (dead / "lock").touch()
@@ -46,6 +47,7 @@ def test_what_a_dead_one_left_is_taken_away(tmp_path: Path) -> None:
     (labs / "half").mkdir()
     assert [path.name for path, _ in up(labs)] == ["live"]
     assert sorted(path.name for path in labs.iterdir()) == [".lock", "live"]
+    live.remove()
 
 
 @pytest.mark.parametrize("state", ["", "[]", "{", "\0", "[" * 100000])

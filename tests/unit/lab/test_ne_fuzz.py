@@ -7,6 +7,7 @@ Whatever happens: nothing but our error, no memory or CPU in two slots, each slo
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vfio_client import VfioClient
@@ -185,6 +187,12 @@ def _check(parent: Parent) -> None:
     ranges = sorted((one.address, one.address + one.size) for slot in slots for one in slot.memory)
     assert all(end <= start for (_, end), (start, _) in pairwise(ranges))
     assert not parent.freed & {slot.uid for slot in slots}
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage() -> None:
+    """What other tests left must not be closed while descriptors are counted here."""
+    gc.collect()
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -78,6 +79,12 @@ class Rig:
 
 def open_fds() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage() -> None:
+    """What other tests left must not be closed while descriptors are counted here."""
+    gc.collect()
 
 
 @pytest.fixture

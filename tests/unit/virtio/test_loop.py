@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import select
 import socket
 import threading
@@ -192,7 +193,38 @@ def test_an_exception_at_the_end_is_kept_unless_there_was_one() -> None:
     assert repr(rig.loop.error) == "RuntimeError('at the end')"
 
 
+def test_a_call_that_fails_at_the_end_keeps_nothing_from_ending() -> None:
+    rig = Rig()
+    called: list[int] = []
+
+    def fail() -> None:
+        raise RuntimeError("too late")
+
+    rig.loop.call(fail)
+    rig.loop.call(lambda: called.append(1))
+    rig.loop.stop()
+    assert rig.ended.is_set()
+    assert called == [1]
+    assert repr(rig.loop.error) == "RuntimeError('too late')"
+
+
+def test_the_very_last_call_comes_when_all_is_closed() -> None:
+    ours, theirs = socket.socketpair()
+    closed: list[bool] = []
+
+    def on_end() -> None:
+        loop.retire(ours)
+
+    loop = Loop(lambda: False, on_end, lambda: closed.append(ours.fileno() < 0 and loop._epoll.closed))
+    loop.watch(ours.fileno(), lambda events: None)
+    loop.start("test")
+    loop.stop()
+    assert closed == [True]
+    theirs.close()
+
+
 def test_no_file_is_left_open() -> None:
+    gc.collect()  # what other tests left
     before = len(list(Path("/proc/self/fd").iterdir()))
     rig = Rig()
     rig.loop.start("test")
