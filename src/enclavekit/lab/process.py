@@ -72,6 +72,7 @@ class Lab:
         self._cleanup = ExitStack()
         self._control: ControlServer | None = None
         self._ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._ended_lock = threading.RLock()  # signal handlers stop it too
         self._reason = ""
         self._not_found = f"no sign of life within {options.boot_timeout_s:.0f} s"
         self._started = time.time()
@@ -97,8 +98,9 @@ class Lab:
         finally:
             self._console.close()
             self._log.close()
-            ended, self._ended = self._ended, -1
-            os.close(ended)
+            with self._ended_lock:
+                ended, self._ended = self._ended, -1
+                os.close(ended)
             self._directory.remove()
             if self._control is not None:
                 self._control.end({"state": "ended", "reason": self._reason})
@@ -106,8 +108,9 @@ class Lab:
     def stop(self, reason: str = "stopped") -> None:
         """From any thread."""
         self._reason = self._reason or reason
-        if self._ended >= 0:
-            os.eventfd_write(self._ended, 1)
+        with self._ended_lock:
+            if self._ended >= 0:
+                os.eventfd_write(self._ended, 1)
 
     def log(self, line: str) -> None:
         """A line for people, from any thread."""

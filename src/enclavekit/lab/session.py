@@ -33,11 +33,11 @@ def run_command(connection: socket.socket, command: Command, streams: Streams) -
 
     Errors: LabError when the command cannot be run or the parent is gone, ProtocolError for nonsense.
     """
-    try:
-        encoded = command.encode()
-    except ValueError as error:
-        raise LabError(f"{command.words[0]}: command and environment are too long: {error}") from error
     with connection:
+        try:
+            encoded = command.encode()
+        except ValueError as error:
+            raise LabError(f"{command.words[0]}: command and environment are too long: {error}") from error
         connection.setblocking(False)
         return _Conversation(connection, encoded, streams).run()
 
@@ -47,6 +47,8 @@ class _Conversation:
         self._connection, self._streams = connection, streams
         self._outgoing = bytearray(first)
         self._decoder = Decoder()
+        self._heard = True
+        """The agent still reads what we send."""
         self._stdin = streams.stdin
         if self._stdin is None:
             self._outgoing += encode(Kind.INPUT)
@@ -65,12 +67,13 @@ class _Conversation:
                         self._stdin = None
                 else:
                     os.read(fd, 64)
-                    self._outgoing += encode_size(*self._streams.size())
+                    if self._heard:
+                        self._outgoing += encode_size(*self._streams.size())
 
     def _poll(self) -> list[tuple[int, int]]:
         poller = select.poll()
         poller.register(self._connection, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
-        if self._stdin is not None and len(self._outgoing) < MAX_PENDING:
+        if self._heard and self._stdin is not None and len(self._outgoing) < MAX_PENDING:
             poller.register(self._stdin, select.POLLIN)
         if self._streams.resized is not None:
             poller.register(self._streams.resized, select.POLLIN)
@@ -79,7 +82,7 @@ class _Conversation:
     def _serve(self, events: int) -> int | None:
         try:
             if events & select.POLLOUT:
-                del self._outgoing[: self._connection.send(self._outgoing)]
+                self._send()
             if events & ~select.POLLOUT:
                 data = self._connection.recv(MAX_PAYLOAD)
                 if not data:
@@ -90,6 +93,13 @@ class _Conversation:
         except ConnectionError as error:
             raise LabError("the parent has ended, or the command's agent in it", hint="enclave lab status") from error
         return None
+
+    def _send(self) -> None:
+        try:
+            del self._outgoing[: self._connection.send(self._outgoing)]
+        except (BrokenPipeError, ConnectionResetError):
+            self._heard = False  # what it has said is still to be read: it may say why
+            self._outgoing.clear()
 
     def _take(self, frames: Iterator[tuple[Kind, bytes]]) -> int | None:
         for kind, payload in frames:

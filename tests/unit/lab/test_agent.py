@@ -116,7 +116,7 @@ def test_a_terminal_that_becomes_larger() -> None:
 
     def take(data: bytes) -> None:
         out.extend(data)
-        if b"ready" in data:
+        if out.endswith(b"ready\r\n"):
             os.write(write_end, b"\0")
 
     try:
@@ -210,6 +210,15 @@ def test_frames_come_out_as_they_went_in(frames: list[tuple[Kind, bytes]], step:
     assert [one for at in range(0, len(data), step) for one in decoder.feed(data[at : at + step])] == frames
 
 
+def test_an_agent_that_does_not_read_on_may_still_say_why() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(encode(Kind.FAILED, b"no such program"))
+    theirs.close()  # with our input before it, or on its way
+    with Path("/dev/zero").open("rb") as zeroes, pytest.raises(LabError) as caught:
+        run_command(ours, Command(["true"]), Streams(lambda data: None, lambda data: None, zeroes.fileno()))
+    assert caught.value.message == "cannot be run in the parent: no such program"
+
+
 def test_small_layouts() -> None:
     assert decode_size(encode_size(24, 80)[HEADER.size :]) == (24, 80)
     assert decode_status(b"\x07") == 7
@@ -223,6 +232,6 @@ def test_small_layouts() -> None:
 
 def test_words_that_do_not_fit() -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs, pytest.raises(LabError) as caught:
+    with theirs, pytest.raises(LabError) as caught:
         run_command(ours, Command(["x" * MAX_PAYLOAD]), Streams(lambda data: None, lambda data: None))
     assert "command and environment are too long" in caught.value.message

@@ -45,7 +45,9 @@ class Parent:
         out, err, status = answer
         with connection:
             while not ended:
-                for kind, payload in decoder.feed(connection.recv(1 << 16)):
+                data = connection.recv(1 << 16)
+                assert data, "hung up before the end of its input"
+                for kind, payload in decoder.feed(data):
                     if kind is Kind.RUN:
                         self.commands.append(Command.decode(payload))
                     else:
