@@ -22,6 +22,8 @@ from enclavekit.image.decompress import LONGEST_MAGIC, Decompression, compressio
 MAX_FILES = 1 << 20
 MIN_FILES = 1 << 16
 """In all archives of a ramdisk: at most one for 64 of its bytes, but 65536 in any case; plain ones cannot have more."""
+LONG_NAME = 256
+"""So many bytes of a name count as one more file, for all names are in memory at once."""
 MAX_ARCHIVES = 1024
 MIN_UNPACKED_SIZE = 48 << 20
 MAX_RATIO = 32
@@ -73,15 +75,17 @@ class Ramdisk:
 
 
 @contextmanager
-def open_ramdisk(file: BinaryIO, section: ImageSection, *, name: str, scratch: Path | None = None) -> Iterator[Ramdisk]:
+def open_ramdisk(
+    file: BinaryIO, section: ImageSection, *, name: str, scratch: Path | None = None, compressed: bool = True
+) -> Iterator[Ramdisk]:
     """The ramdisk in a section of an open image.
 
     Compressed archives are unpacked to unnamed temporary files (in ``scratch``, by default where the system has them),
     which are gone at the end, and with them the contents. Odd bytes are no exception but ``Ramdisk.trouble``: what came
-    before them is there, as it would be in the enclave.
+    before them is there, as it would be in the enclave. Without ``compressed``, compressed archives are odd bytes too.
     """
     with ExitStack() as files:
-        reader = _Reader(file, section, name, scratch, files)
+        reader = _Reader(file, section, name, scratch, files, compressed=compressed)
         try:
             reader.read()
         except (FormatError, MissingError) as error:
@@ -91,11 +95,19 @@ def open_ramdisk(file: BinaryIO, section: ImageSection, *, name: str, scratch: P
 
 class _Reader:
     def __init__(
-        self, file: BinaryIO, section: ImageSection, name: str, scratch: Path | None, files: ExitStack
+        self,
+        file: BinaryIO,
+        section: ImageSection,
+        name: str,
+        scratch: Path | None,
+        files: ExitStack,
+        *,
+        compressed: bool,
     ) -> None:
         self._file, self._start, self._end = file, section.offset, section.end
         self._name = name
         self._scratch = scratch
+        self._compressed = compressed
         self._temporary = files
         size = section.size
         self._files_left = min(MAX_FILES, max(MIN_FILES, size // 64))
@@ -122,6 +134,8 @@ class _Reader:
                         " expected a plain archive, at a multiple of 4, or a compressed one",
                         hint="the kernel would not unpack it",
                     )
+                if not self._compressed:
+                    raise FormatError(f"ramdisk at offset 0x{relative:x}: {compression}, expected a plain archive")
                 end = self._read_compressed(offset, compression)
             offset = end
 
@@ -149,9 +163,9 @@ class _Reader:
             except StopIteration as stop:
                 trailer_end: int = stop.value
                 return trailer_end
-            if not self._files_left:
+            self._files_left -= 1 + len(member.entry.name) // LONG_NAME
+            if self._files_left < 0:
                 raise FormatError(f"ramdisk: more files than its {self._end - self._start} bytes can hold")
-            self._files_left -= 1
             content = FileContent(source, member.data_offset, member.entry.size, self._name)
             archive.files.append(RamdiskFile(member.entry, content, member.offset - base))
 

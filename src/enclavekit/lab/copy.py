@@ -2,7 +2,8 @@
 """Files into a lab's parent and out of it, as cpio archives that go through the agent.
 
 What comes out is the parent's, so hostile: it is read and unpacked as ramdisks of images are, never outside a new
-directory, and gets its name from us.
+directory, and gets its name from us. A symlink that was asked for is followed there; none is put in its place here, for
+the next copy might go through it. Those inside a directory stay what they are.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from enclavekit.eif import FileContent, ImageSection, SectionType
 from enclavekit.eif.layout import SECTION_HEADER_SIZE
 from enclavekit.errors import FileError, LabError
-from enclavekit.image.initramfs import open_ramdisk
+from enclavekit.image.initramfs import RamdiskFile, open_ramdisk
 from enclavekit.image.ramdisk import Ramdisk
 from enclavekit.image.sources import open_directory
 from enclavekit.image.tree import Node
@@ -35,8 +37,9 @@ MAX_WORDS = 4096
 IS_DIRECTORY = 'test -d "$1"'
 UNPACK = 'cd "$1" && exec busybox cpio -idmu --quiet'
 PACK = """
-test -e "$1" || test -L "$1" || { echo "$1: no such file" >&2; exit 1; }
-cd "$(dirname "$1")" && find "./$(basename "$1")" -print0 | busybox cpio -0 -o -H newc --quiet
+test -e "$1" || { echo "$1: no such file" >&2; exit 1; }
+path="$(readlink -f -- "$1")"
+cd "$(dirname "$path")" && find "./$(basename "$path")" -print0 | busybox cpio -0 -o -H newc --quiet
 """
 
 Connect = Callable[[], socket.socket]
@@ -68,44 +71,57 @@ def copy_out(connect: Connect, source: str, target: Path) -> None:
     final = target / PurePosixPath(source).name if target.is_dir() else target
     if final.is_dir() and not final.is_symlink():
         raise FileError(f"{final}: is a directory, and is left alone")
-    with tempfile.TemporaryFile() as file:
-        spool = cast(BinaryIO, file)
-        taken = 0
-
-        def take(data: bytes) -> None:
-            nonlocal taken
-            taken += len(data)
-            if taken > MAX_SIZE:
-                raise LabError(f"{source}: more than {MAX_SIZE >> 30} GiB")
-            spool.write(data)
-
-        status, _, said = _shell(connect, PACK, source, stdout=take)
-        if status != 0:
-            raise LabError(f"{source}: cannot be read in the parent: {said}")
-        spool.flush()
-        try:
-            work = Path(tempfile.mkdtemp(prefix=".enclavekit-", dir=final.parent))
-        except OSError as error:
-            raise FileError.of(error, final.parent, "write to") from error
-        try:
-            _unpack(spool, taken, source, work).replace(final)
-        except OSError as error:
-            raise FileError.of(error, final, "write") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    try:
+        work = Path(tempfile.mkdtemp(prefix=".enclavekit-", dir=final.parent))
+    except OSError as error:
+        raise FileError.of(error, final.parent, "write to") from error
+    try:
+        with tempfile.TemporaryFile(dir=work) as file:
+            spool = cast(BinaryIO, file)
+            _fetch(connect, source, spool)
+            _unpack(spool, source, work).replace(final)
+    except OSError as error:
+        raise FileError.of(error, final, "write") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _unpack(spool: BinaryIO, size: int, name: str, work: Path) -> Path:
-    """The one file or directory in it."""
-    section = ImageSection(SectionType.RAMDISK, -SECTION_HEADER_SIZE, size)
-    with open_ramdisk(spool, section, name=name, scratch=work) as ramdisk:
+def _fetch(connect: Connect, source: str, spool: BinaryIO) -> None:
+    """As an archive, into a file."""
+
+    def take(data: bytes) -> None:
+        if spool.tell() + len(data) > MAX_SIZE:
+            raise LabError(f"{source}: more than {MAX_SIZE >> 30} GiB")
+        spool.write(data)
+
+    status, _, said = _shell(connect, PACK, source, stdout=take)
+    if status != 0:
+        raise LabError(f"{source}: cannot be read in the parent: {said}")
+    spool.flush()
+
+
+def _unpack(spool: BinaryIO, name: str, work: Path) -> Path:
+    """The one file or directory in it. Compressed, it could become much larger than what was sent."""
+    section = ImageSection(SectionType.RAMDISK, -SECTION_HEADER_SIZE, spool.tell())
+    with open_ramdisk(spool, section, name=name, compressed=False) as ramdisk:
         if ramdisk.trouble is not None:
             raise ramdisk.trouble
+        for archive in ramdisk.archives:
+            archive.files = [_writable(file) for file in archive.files]
         unpack(ramdisk, work)
     made = list(work.iterdir())
     if len(made) != 1:
         raise LabError(f"{name}: {len(made)} files came from the parent, expected one")
+    if made[0].is_symlink():
+        raise LabError(f"{name}: a symlink came from the parent, expected what it leads to")
     return made[0]
+
+
+def _writable(file: RamdiskFile) -> RamdiskFile:
+    """Directories can be moved and removed by whoever copies, whatever their modes were."""
+    if not stat.S_ISDIR(file.entry.mode):
+        return file
+    return replace(file, entry=replace(file.entry, mode=file.entry.mode | stat.S_IRWXU))
 
 
 def _nodes(source: Path, name: bytes, opened: ExitStack) -> list[tuple[bytes, Node]]:

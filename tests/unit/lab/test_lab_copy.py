@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import os
 import socket
 import stat
+import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ from enclavekit.errors import Error, FileError, FormatError, LabError
 from enclavekit.image.ramdisk import Ramdisk
 from enclavekit.image.tree import Node
 from enclavekit.lab.agent_frames import STATUS, Command, Decoder, Kind, encode
-from enclavekit.lab.copy import copy_in, copy_out
+from enclavekit.lab.copy import PACK, copy_in, copy_out
 
 FILE = stat.S_IFREG | 0o644
 DIRECTORY = stat.S_IFDIR | 0o755
@@ -105,6 +108,50 @@ def test_nothing_comes_out_anywhere_else(tmp_path: Path, nodes: Sequence[tuple[b
     assert {path.name for path in inner.iterdir()} <= {"x"}
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["ner"]
+
+
+def test_a_symlink_does_not_take_the_place_of_what_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(LabError) as caught:
+        fetch(Parent((archive((b"x", SYMLINK, b"mine")), b"", 0)), "/x", tmp_path / "x")
+    assert caught.value.message == "/x: a symlink came from the parent, expected what it leads to"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_would_become_larger_than_it_was_sent(tmp_path: Path) -> None:
+    data = gzip.compress(archive((b"x", FILE, bytes(1 << 20))), mtime=0)
+    with pytest.raises(FormatError) as caught:
+        fetch(Parent((data, b"", 0)), "/x", tmp_path / "x")
+    assert caught.value.message == "ramdisk at offset 0x0: gzip, expected a plain archive"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directories_that_nobody_may_write_to(tmp_path: Path) -> None:
+    shut = stat.S_IFDIR | 0o500
+    nothing = stat.S_IFDIR
+    fetch(Parent((archive((b"d", shut, b""), (b"d/in", nothing, b"")), b"", 0)), "/d", tmp_path)
+    assert [stat.S_IMODE((tmp_path / path).stat().st_mode) for path in ("d", "d/in")] == [0o700, 0o700]
+
+
+def test_what_is_packed(tmp_path: Path) -> None:
+    """By the script itself; in cpio's place is a program that says which names it was given."""
+    (tmp_path / "bin").mkdir()
+    busybox = tmp_path / "bin/busybox"
+    busybox.write_text("#!/bin/sh\npwd\ntr '\\0' '\\n'\n")
+    busybox.chmod(0o755)
+    place = tmp_path.resolve() / "-place"
+    (place / "d").mkdir(parents=True)
+    (place / "d/link").symlink_to("/etc")
+    (place / "asked").symlink_to("d")
+    (place / "nowhere").symlink_to("missing")
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    said = {}
+    for name in ("asked", "../-place/d/", "nowhere"):
+        words = ["bash", "-o", "pipefail", "-c", PACK, "sh", name]
+        done = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        said[name] = (done.returncode, done.stdout + done.stderr)
+    packed = (0, f"{place}\n./d\n./d/link\n")
+    assert said == {"asked": packed, "../-place/d/": packed, "nowhere": (1, "nowhere: no such file\n")}
 
 
 def test_what_is_no_archive(tmp_path: Path) -> None:
