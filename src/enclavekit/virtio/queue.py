@@ -122,7 +122,7 @@ class Virtqueue:
 
         readable: list[memoryview] = []
         writable: list[memoryview] = []
-        table, entries, view = self._descriptors, self._size, self._memory.view
+        table, entries, memory = self._descriptors, self._size, self._memory
         for _ in range(self._size + 1):  # one may stand for others
             if index >= entries:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is not in a table of {entries}")
@@ -135,12 +135,13 @@ class Virtqueue:
                 continue
             if not length:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is empty")
+            part = memory.view(address, length)
             if flags & VIRTQ_DESC_F_WRITE:
-                writable.append(view(address, length))
+                writable.append(part)
             elif writable:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is readable after writable ones")
             else:
-                readable.append(view(address, length))
+                readable.append(part)
             if not flags & VIRTQ_DESC_F_NEXT:
                 return Chain(head, readable, writable)
             index = following

@@ -159,6 +159,7 @@ class VsockDevice:
         """A queue runs from now on."""
         self.error = None
         if index == RX:
+            self._spare.clear()  # of a queue that it takes the place of
             self._rx = queue
         else:
             self._tx = queue
@@ -293,12 +294,16 @@ class VsockDevice:
         """One packet from the guest."""
         if chain.writable:
             raise VirtqueueError(f"tx queue: the chain from descriptor {chain.head} is writable")
-        head, payload = split(chain.readable, HEADER.size)
-        data = b"".join(head)
-        if len(data) < HEADER.size:
-            raise VirtqueueError(f"tx queue: packet of {len(data)} bytes, a header has {HEADER.size}")
-        header = Header.parse(data)
-        size = sum(map(len, payload))
+        first, *payload = chain.readable
+        if len(first) < HEADER.size:
+            head, payload = split(chain.readable, HEADER.size)
+            first = memoryview(b"".join(head))
+            if len(first) < HEADER.size:
+                raise VirtqueueError(f"tx queue: packet of {len(first)} bytes, a header has {HEADER.size}")
+        elif len(first) > HEADER.size:
+            payload.insert(0, first[HEADER.size :])
+        header = Header.parse(first)
+        size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
         if size < header.len:
             raise VirtqueueError(f"tx queue: packet says {header.len} bytes of payload, {size} follow")
         if header.src_cid != self.guest_cid:
@@ -431,7 +436,7 @@ class VsockDevice:
             self._ready.append(link)
 
     def _fill_rx(self) -> bool:
-        if self._rx is None:
+        if self._rx is None or not (self._replies or self._ready):
             return False
         budget = RX_BATCH
         while budget > 0 and (self._replies or self._ready) and (buffer := self._next_buffer()) is not None:
@@ -455,6 +460,8 @@ class VsockDevice:
                 budget -= self._forward(link)
             self._queue(link)
         self._rx.signal()
+        if not self._spare and (buffer := self._next_buffer()) is not None:
+            self._spare.append(buffer)  # while nobody waits: looking takes longer than anything else here
         return budget <= 0
 
     def _next_buffer(self) -> _RxBuffer | None:

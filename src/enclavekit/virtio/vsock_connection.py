@@ -88,6 +88,7 @@ class Connection:
         "_peer_fwd_cnt",
         "_rx_cnt",
         "_told_fwd_cnt",
+        "_transitions",
         "_tx_cnt",
         "_wanted",
         "local",
@@ -104,23 +105,28 @@ class Connection:
         self.peer_shutdown = 0
         self._tx_cnt = self._rx_cnt = self._fwd_cnt = self._told_fwd_cnt = 0
         self._peer_buf_alloc = self._peer_fwd_cnt = 0
+        self._enter(State.CONNECTING if request is None else State.REQUESTED)
+        self._wanted: set[Op] = set()
         if request is None:
-            self.state = State.CONNECTING
-            self._wanted = {Op.REQUEST}
+            self._wanted.add(Op.REQUEST)
         else:
-            self.state = State.REQUESTED
-            self._wanted = set()
             self._take_credit(request)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._transitions = TRANSITIONS[state]  # for each packet: looking a member of an Enum up takes its time
 
     # What the peer says
 
     def receive(self, header: Header) -> Event:
         """Take a packet's header; a payload's bytes are the caller's, who says ``consumed`` when they are gone."""
-        transition = TRANSITIONS[self.state].get(header.op)
+        transition = self._transitions.get(header.op)
         if transition is None:
             return Event.VIOLATION
-        self.state, event = transition
-        if event in (Event.REFUSED, Event.RESET):
+        state, event = transition
+        if state is not self.state:
+            self._enter(state)
+        if event is Event.REFUSED or event is Event.RESET:
             return event
         if not self._take_credit(header):
             return Event.VIOLATION
@@ -147,7 +153,7 @@ class Connection:
 
     def accept(self) -> None:
         """Our side takes the connection that the peer asked for."""
-        self.state = State.ESTABLISHED
+        self._enter(State.ESTABLISHED)
         self._wanted.add(Op.RESPONSE)
 
     @property
