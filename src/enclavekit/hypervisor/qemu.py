@@ -205,9 +205,10 @@ class QemuEnclave:
         if self._boot is not None:
             return self._boot
         parameters = []
-        # Hardware-reduced ACPI leaves nothing to calibrate the TSC by, and on a busy machine kernels then hang.
+        # Hardware-reduced ACPI leaves nothing to calibrate the TSC by, and on a busy machine kernels then hang. Nor do
+        # as many ticks come as a kernel counts on, which then takes the timer for broken.
         if self._tsc and (khz := self._tsc.khz()):
-            parameters = [f"tsc_early_khz={khz}", "tsc=reliable"]
+            parameters = [f"tsc_early_khz={khz}", "tsc=reliable", "no_timer_check"]
         return rom.Boot(
             memory=self._spec.memory,
             cpus=self._spec.cpus,
