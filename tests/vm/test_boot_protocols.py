@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,17 +20,30 @@ awk '/MemTotal/ { print $2 }' /proc/meminfo
 cat /sys/class/dmi/id/board_asset_tag
 exit 42
 """
+TOLD_SMALL = """
+nproc
+awk '/MemTotal/ { print $2 }' /proc/meminfo
+exit 42
+"""
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("protocols") / "image.eif"
-    rootfs = made.with_name("rootfs")
-    make = Path(__file__).parents[2] / "examples/hello/make_rootfs.py"
-    subprocess.run([sys.executable, make, rootfs], check=True)
-    build = Enclave(made.parent)("build", "-q", f"dir:{rootfs}", "-o", made, "--logs", "--", "sh", "-c", TOLD)
-    assert build.returncode == 0, build.stderr
-    return made
+def image(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(rootfs, tmp_path_factory.mktemp("protocols") / "image.eif", TOLD)
+
+
+@pytest.fixture(scope="module")
+def small_image(rootfs: Path, small_kernel_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With our own kernel, which has neither ACPI nor DMI."""
+    return build(rootfs, tmp_path_factory.mktemp("small") / "image.eif", TOLD_SMALL, "--kernel", small_kernel_name)
+
+
+def build(rootfs: Path, image: Path, script: str, *words: str) -> Path:
+    done = Enclave(image.parent)(
+        "build", "-q", f"dir:{rootfs}", "-o", image, "--logs", *words, "--", "sh", "-c", script
+    )
+    assert done.returncode == 0, done.stderr
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +81,11 @@ def test_the_guest_sees_the_same(protocol: str, image: Path, told: dict[tuple[in
         assert lines[:-2] == told[machine][:-2], machine
         # A boot protocol takes a few MiB more or less of what the kernel counts.
         assert abs(int(lines[-2]) - int(told[machine][-2])) < 8192, machine
+
+
+@pytest.mark.timeout(1800)  # the kernel's build, where there is none yet
+@pytest.mark.parametrize("protocol", ["eif", "linux", "pvh", "realmode"])
+def test_our_own_kernel(protocol: str, small_image: Path) -> None:
+    for (cpus, memory), (found_cpus, found_memory) in boots(small_image, protocol).items():
+        assert found_cpus == str(cpus)
+        assert int(found_memory) > {"256M": 190_000, "5G": 4_800_000}[memory]
