@@ -7,6 +7,9 @@ answers what belongs to nobody with RST (but never an RST). It knows neither soc
 Work is done in ``process``, in bounded portions: the tx queue is drained first, whatever the state of the rx queue;
 then rx buffers are filled, answers before data, data in turns of at most ``MAX_TURN`` bytes a connection. Memory is
 bounded: per connection by the credit that it gives, answers by ``MAX_REPLIES``, connections by ``MAX_CONNECTIONS``.
+
+It is longer than other modules: all of it works on the one table of connections and its two queues, and what could be
+told apart, the state of a connection, packets, streams, routes, has modules of its own.
 """
 
 from __future__ import annotations
