@@ -17,6 +17,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+MAX_EVENTS = 64
+"""That are dealt with before ``work``."""
+
 
 class LoopTimer:
     """A call in the future."""
@@ -29,6 +32,11 @@ class LoopTimer:
     def cancel(self) -> None:
         """Do not call."""
         self._call = None
+
+    @property
+    def live(self) -> bool:
+        """Neither cancelled nor over."""
+        return self._call is not None
 
     def fire(self) -> None:
         """Call, once."""
@@ -54,7 +62,7 @@ class Loop:
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
-        self._callbacks: dict[int, Callable[[int], None]] = {self._wake: self._woken}
+        self._callbacks: dict[int, Callable[[int], None] | None] = {self._wake: self._woken}
         self._retired: list[socket.socket] = []
         self._timers: list[tuple[float, int, LoopTimer]] = []
         self._sequence = itertools.count()
@@ -64,8 +72,8 @@ class Loop:
         self._stopping = False
         self._thread: threading.Thread | None = None
 
-    def watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
-        """Call back with the events that came up, from now on."""
+    def watch(self, fd: int, callback: Callable[[int], None] | None, events: int = select.EPOLLIN) -> None:
+        """Call back with the events that came up, from now on; None: to be woken is enough."""
         self._epoll.register(fd, events | select.EPOLLET)
         self._callbacks[fd] = callback
 
@@ -76,7 +84,8 @@ class Loop:
 
     def forget(self, fd: int) -> None:
         """Stop watching, before the fd is closed."""
-        if self._callbacks.pop(fd, None) is not None:
+        if fd in self._callbacks:
+            del self._callbacks[fd]
             self._epoll.unregister(fd)
 
     def retire(self, sock: socket.socket) -> None:
@@ -120,25 +129,37 @@ class Loop:
         try:
             more = False
             while not self._stopping:
-                self._turn(0.0 if more else self._timeout_s())
-                more = self._work()
-                self._close_retired()
+                more = self._turn(more)
         except BaseException as error:
             self.error = error
         finally:
             self._end()
 
-    def _turn(self, timeout_s: float | None) -> None:
-        for fd, events in self._epoll.poll(timeout_s):
+    def _turn(self, more: bool) -> bool:
+        """Timers, events, work; ``more``: without waiting. Returns what ``work`` does."""
+        timeout_s = self._fire() if self._timers else None
+        for fd, events in self._epoll.poll(0.0 if more else timeout_s, MAX_EVENTS):
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback(events)
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2].fire()
-        self._close_retired()
+        more = self._work()
+        if self._retired:
+            self._close_retired()
+        return more
 
-    def _timeout_s(self) -> float | None:
-        return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
+    def _fire(self) -> float | None:
+        """Call what is due; returns how long there will be nothing to do, None: for ever."""
+        timers, fired = self._timers, False
+        while timers:
+            due, _, timer = timers[0]
+            if timer.live:
+                left = due - time.monotonic()
+                if left > 0.0:
+                    return 0.0 if fired else left
+                fired = True
+            heapq.heappop(timers)
+            timer.fire()
+        return 0.0 if fired else None
 
     def _woken(self, events: int) -> None:
         del events

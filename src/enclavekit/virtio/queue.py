@@ -17,7 +17,7 @@ explicit byte order goes byte by byte, and the other side could see half an inde
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from struct import Struct
 from typing import NamedTuple
 
@@ -33,11 +33,13 @@ DESCRIPTOR = Struct(
     "H"  # 0xc flags
     "H"  # 0xe next, index
 )
+DESCRIPTOR_SIZE = DESCRIPTOR.size
 USED_ELEMENT = Struct(
     "<"
     "I"  # 0x0 id, index of the chain's head
     "I"  # 0x4 len, bytes written into the chain
 )
+USED_ELEMENT_SIZE = USED_ELEMENT.size
 
 VIRTQ_DESC_F_NEXT = 1
 VIRTQ_DESC_F_WRITE = 2
@@ -50,10 +52,16 @@ VIRTQ_USED_F_NO_NOTIFY = 1
 RING_HEADER_SIZE = 4
 """flags and idx, before either ring's elements."""
 
+KNOWN_TABLES, KNOWN_LENGTH = 256, 4
+"""How many tables are remembered, and how many descriptors these have at most."""
+
+Parts = tuple[list[memoryview], list[memoryview]]
+"""Of a chain: to read, and to write."""
+
 
 def descriptors_size(size: int) -> int:
     """Bytes of the descriptor table of a queue of ``size``."""
-    return DESCRIPTOR.size * size
+    return DESCRIPTOR_SIZE * size
 
 
 def available_size(size: int) -> int:
@@ -63,7 +71,7 @@ def available_size(size: int) -> int:
 
 def used_size(size: int) -> int:
     """Bytes of the used ring."""
-    return RING_HEADER_SIZE + USED_ELEMENT.size * size
+    return RING_HEADER_SIZE + USED_ELEMENT_SIZE * size
 
 
 class Chain(NamedTuple):
@@ -97,11 +105,15 @@ class Virtqueue:
         self._available = available[: available_size(size)].cast("H")
         self._used = used[: used_size(size)]
         self._used_index = self._used[:RING_HEADER_SIZE].cast("H")
-        self._indirect = indirect
+        self._longest_table = descriptors_size(size) if indirect else 0
+        self._known: dict[bytes, Parts] = {}
+        """What tables mean that were read lately: a driver gets the same pieces of memory again and again."""
         self._interrupt = interrupt
         self._next = base
         self._next_used = self._used_index[1]
         self._kicks = True
+        self._busy = False
+        """There was something the last time that we looked."""
         self._used_index[0] = 0
         self._pending = 0
         self._added = False
@@ -116,26 +128,52 @@ class Virtqueue:
         """The next chain, or None where the driver has made none available: only after that does it kick us again."""
         if not self._pending and not self._look():
             return None
-        head = index = self._available[2 + self._next % self._size]
-        self._next = (self._next + 1) & 0xFFFF
+        position = self._next
+        head = self._available[2 + position % self._size]
+        self._next = (position + 1) & 0xFFFF
         self._pending -= 1
+        parts: Parts | None = None
+        if head < self._size:
+            address, length, flags, _ = DESCRIPTOR.unpack_from(self._descriptors, head * DESCRIPTOR_SIZE)
+            if not flags & ~VIRTQ_DESC_F_WRITE:  # mostly it is one descriptor, and in the memory where most is
+                start, end, memory = self._memory.main
+                if start <= address < address + length <= end:
+                    part = [memory[address - start : address - start + length]]
+                    parts = ([], part) if flags else (part, [])
+            elif flags == VIRTQ_DESC_F_INDIRECT:
+                parts = self._of_table(head, self._table(head, address, length, flags))
+        if parts is None:
+            parts = self._walk(head, self._descriptors, self._size, head)
+        return tuple.__new__(Chain, (head, *parts))  # a NamedTuple's own is slow
 
+    def _of_table(self, head: int, table: bytes) -> Parts:
+        parts = self._known.get(table)
+        if parts is None:
+            entries = len(table) // DESCRIPTOR_SIZE
+            parts = self._walk(head, table, entries, 0)
+            if entries <= KNOWN_LENGTH:
+                if len(self._known) == KNOWN_TABLES:
+                    self._known.clear()
+                self._known[table] = parts
+        return parts
+
+    def _walk(self, head: int, table: memoryview | bytes, entries: int, index: int) -> Parts:
+        """From a table's descriptor ``index`` to the end of the chain."""
         readable: list[memoryview] = []
         writable: list[memoryview] = []
-        table, entries, memory = self._descriptors, self._size, self._memory
         for _ in range(self._size + 1):  # one may stand for others
             if index >= entries:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is not in a table of {entries}")
-            address, length, flags, following = DESCRIPTOR.unpack_from(table, index * DESCRIPTOR.size)
+            address, length, flags, following = DESCRIPTOR.unpack_from(table, index * DESCRIPTOR_SIZE)
             if flags & VIRTQ_DESC_F_INDIRECT:
                 if table is not self._descriptors:
                     raise VirtqueueError(f"{self.name} queue: descriptor {index} of a table is indirect itself")
                 table = self._table(index, address, length, flags)
-                entries, index = length // DESCRIPTOR.size, 0
+                entries, index = length // DESCRIPTOR_SIZE, 0
                 continue
             if not length:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is empty")
-            part = memory.view(address, length)
+            part = self._memory.view(address, length)
             if flags & VIRTQ_DESC_F_WRITE:
                 writable.append(part)
             elif writable:
@@ -143,36 +181,40 @@ class Virtqueue:
             else:
                 readable.append(part)
             if not flags & VIRTQ_DESC_F_NEXT:
-                return Chain(head, readable, writable)
+                return readable, writable
             index = following
         raise VirtqueueError(f"{self.name} queue: the chain from descriptor {head} has no end")
 
     def _look(self) -> bool:
-        """See what has become available. The driver is to kick us only while we have nothing left."""
+        """See what has become available. A driver that adds more while we work is not to kick us."""
         pending = (self._available[1] - self._next) & 0xFFFF
-        if not pending and not self._kicks:
+        if not pending:
+            self._busy = False
+            if self._kicks:
+                return False
             self._kicks = True
             self._used_index[0] = 0
             self._fence()  # what came before the driver saw this, we see
             pending = (self._available[1] - self._next) & 0xFFFF
-        if pending > self._size:
-            raise VirtqueueError(f"{self.name} queue: {pending} chains available in a ring of {self._size}")
-        if pending and self._kicks:
+        elif self._busy and self._kicks:
             self._kicks = False
             self._used_index[0] = VIRTQ_USED_F_NO_NOTIFY
+        if pending > self._size:
+            raise VirtqueueError(f"{self.name} queue: {pending} chains available in a ring of {self._size}")
         self._pending = pending
-        return pending > 0
+        self._busy = pending > 0
+        return self._busy
 
-    def _table(self, index: int, address: int, length: int, flags: int) -> memoryview:
-        """What an indirect descriptor stands for: at most as many as the queue has, and the chain's last part."""
-        where = f"{self.name} queue: descriptor {index}"
-        if not self._indirect:
-            raise VirtqueueError(f"{where} is indirect, which was not agreed on")
-        if flags & VIRTQ_DESC_F_NEXT:
-            raise VirtqueueError(f"{where} is indirect and has a next one")
-        if not length or length % DESCRIPTOR.size or length > descriptors_size(self._size):
+    def _table(self, index: int, address: int, length: int, flags: int) -> bytes:
+        """A copy of what an indirect descriptor stands for: at most as many as the queue has, the chain's last part."""
+        if flags & VIRTQ_DESC_F_NEXT or not 0 < length <= self._longest_table or length % DESCRIPTOR_SIZE:
+            where = f"{self.name} queue: descriptor {index}"
+            if not self._longest_table:
+                raise VirtqueueError(f"{where} is indirect, which was not agreed on")
+            if flags & VIRTQ_DESC_F_NEXT:
+                raise VirtqueueError(f"{where} is indirect and has a next one")
             raise VirtqueueError(f"{where}: table of {length} bytes, expected 1 to {self._size} descriptors")
-        return self._memory.view(address, length)
+        return self._memory.view(address, length).tobytes()
 
     def put_back(self, count: int) -> None:
         """Forget the last ``count`` chains that were popped and not pushed: they are available again."""
@@ -181,20 +223,29 @@ class Virtqueue:
 
     def push(self, head: int, written: int) -> None:
         """Give a chain back as used, with ``written`` bytes in its writable parts."""
-        USED_ELEMENT.pack_into(
-            self._used, RING_HEADER_SIZE + self._next_used % self._size * USED_ELEMENT.size, head, written
-        )
-        self._next_used = (self._next_used + 1) & 0xFFFF
-        self._used_index[1] = self._next_used
+        index = self._next_used
+        USED_ELEMENT.pack_into(self._used, RING_HEADER_SIZE + index % self._size * USED_ELEMENT_SIZE, head, written)
+        self._next_used = self._used_index[1] = (index + 1) & 0xFFFF
+        self._added = True
+
+    def push_read(self, heads: Iterable[int]) -> None:
+        """Give chains back in which nothing was written, all at once."""
+        index = self._next_used
+        for head in heads:
+            USED_ELEMENT.pack_into(self._used, RING_HEADER_SIZE + index % self._size * USED_ELEMENT_SIZE, head, 0)
+            index = (index + 1) & 0xFFFF
+        self._next_used = self._used_index[1] = index
         self._added = True
 
     def signal(self) -> None:
         """Tell the driver of what was pushed since the last time, unless it looks by itself."""
         if self._added:
             self._added = False
-            self._fence()  # a driver that stops polling clears its flag, then looks at our index once more
-            if not self._available[0] & VIRTQ_AVAIL_F_NO_INTERRUPT:
-                self._interrupt()
+            if self._available[0] & VIRTQ_AVAIL_F_NO_INTERRUPT:
+                self._fence()  # a driver that stops polling clears its flag, then looks at our index once more
+                if self._available[0] & VIRTQ_AVAIL_F_NO_INTERRUPT:
+                    return
+            self._interrupt()
 
     def _fence(self) -> None:
         """No load after this happens before a store ahead of it.

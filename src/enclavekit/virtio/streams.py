@@ -33,6 +33,8 @@ class SocketStream:
     def receive(self, buffers: Sequence[memoryview]) -> int | None:
         """An error ends the stream as its end does."""
         try:
+            if len(buffers) == 1:
+                return self._socket.recv_into(buffers[0])
             return self._socket.recvmsg_into(buffers)[0]
         except BlockingIOError:
             return None
@@ -42,10 +44,15 @@ class SocketStream:
     def send(self, buffers: Sequence[memoryview | bytearray]) -> int:
         """One system call, mostly."""
         try:
-            sent = self._socket.sendmsg(buffers)
+            if len(buffers) == 1:
+                size = len(buffers[0])
+                sent = self._socket.send(buffers[0])
+            else:
+                size = sum(map(len, buffers))
+                sent = self._socket.sendmsg(buffers)
         except BlockingIOError:
             sent = 0
-        full = sent < sum(map(len, buffers))
+        full = sent < size
         if full != self._full:
             self._full = full
             self._loop.change(self._socket.fileno(), READABLE | select.EPOLLOUT if full else READABLE)

@@ -79,7 +79,7 @@ class Device(Protocol):
 class Watch(Protocol):
     """Where kicks are waited for."""
 
-    def watch(self, fd: int, callback: Callable[[int], None]) -> None:
+    def watch(self, fd: int, callback: Callable[[int], None] | None) -> None:
         """Call back when the fd becomes readable."""
 
     def forget(self, fd: int) -> None:
@@ -372,7 +372,7 @@ class VhostUser:
             interrupt=ring.interrupt,
         )
         try:
-            self._loop.watch(ring.kick, lambda _: None)  # being woken is enough: the device looks at its queues
+            self._loop.watch(ring.kick, None)  # being woken is enough: the device looks at its queues
         except OSError as error:
             ring.queue = None
             raise ProtocolError(f"vhost-user: cannot wait for the driver: {error}") from error

@@ -4,9 +4,13 @@
 Source: virtio 1.2 §5.10. It owns the table of connections, hands requests of the guest to routes, moves bytes, and
 answers what belongs to nobody with RST (but never an RST). It knows neither sockets nor who runs the guest.
 
-Work is done in ``process``, in bounded portions: the tx queue is drained first, whatever the state of the rx queue;
-then rx buffers are filled, answers before data, data in turns of at most ``MAX_TURN`` bytes a connection. Memory is
-bounded: per connection by the credit that it gives, answers by ``MAX_REPLIES``, connections by ``MAX_CONNECTIONS``.
+Work is done in ``process``, in bounded portions. The tx queue is drained whatever the state of the rx queue. Rx buffers
+are filled before, for whoever has been waiting, and after: answers before data, data in turns of at most ``MAX_TURN``
+bytes a connection. Memory is bounded: per connection by the credit that it gives, answers by ``MAX_REPLIES``,
+connections by ``MAX_CONNECTIONS``.
+
+What each packet passes is written for few steps: a round trip runs through it with cold caches, and every call counts,
+and every member of an Enum that is looked up.
 
 It is longer than other modules: all of it works on the one table of connections and its two queues, and what could be
 told apart, the state of a connection, packets, streams, routes, has modules of its own.
@@ -14,19 +18,20 @@ told apart, the state of a connection, packets, streams, routes, has modules of 
 
 from __future__ import annotations
 
-import select
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import NamedTuple
 
 from enclavekit.errors import VirtqueueError
 from enclavekit.virtio.queue import MAX_SIZE, VIRTIO_F_INDIRECT_DESC, Chain, Virtqueue
-from enclavekit.virtio.vsock_connection import Connection, Event
+from enclavekit.virtio.vsock_connection import CREDIT, DATA, RW, Connection, Event
 from enclavekit.virtio.vsock_host import Outcome, Pending, Route, Stream, Timer
 from enclavekit.virtio.vsock_packet import (
     CONFIG,
     HEADER,
+    HEADER_SIZE,
     PARENT_CID,
     SHUTDOWN_BOTH,
     SHUTDOWN_RECEIVE,
@@ -65,6 +70,7 @@ class _Link:
         "ending",
         "hung_up",
         "key",
+        "live",
         "on_outcome",
         "outgoing",
         "queued",
@@ -78,6 +84,8 @@ class _Link:
         self.connection = connection
         self.key = (*connection.local, connection.peer.port)
         self.stream = stream
+        self.live = True
+        """It is in the table."""
         self.outgoing = bytearray()
         """What the guest sent and the stream has not taken."""
         self.readable = False
@@ -185,8 +193,14 @@ class VsockDevice:
     def process(self) -> bool:
         """Do what can be done, in bounded time; True when there is more."""
         try:
-            more = self._drain_tx(TX_BATCH)
-            return self._fill_rx() or more
+            more = False
+            if self._ready or self._replies:
+                more = self._fill_rx()
+            if self._drain_tx(TX_BATCH):
+                more = True
+            if (self._ready or self._replies) and self._fill_rx():
+                more = True
+            return more
         except VirtqueueError as error:
             self._break(error)
             return False
@@ -253,6 +267,7 @@ class VsockDevice:
 
     def _drop(self, link: _Link, outcome: Outcome, *, drain: bool = False) -> None:
         del self._links[link.key]
+        link.live = False
         if link.timer is not None:
             link.timer.cancel()
         if drain and link.outgoing:
@@ -263,65 +278,86 @@ class VsockDevice:
             link.on_outcome(outcome, 0)
 
     def _on_stream(self, link: _Link, events: int) -> None:
-        if events & select.EPOLLOUT and link.outgoing:
-            self._flush(link)
-        if self._links.get(link.key) is not link:
+        if events != EPOLLIN:
+            self._on_rare(link, events)
+        if not link.live:
             return
-        if events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+        if not link.connection.local_shutdown & SHUTDOWN_SEND:
+            link.readable = True
+        if not link.queued:
+            link.queued = True
+            self._ready.append(link)
+
+    def _on_rare(self, link: _Link, events: int) -> None:
+        """There is room, or an end."""
+        if events & EPOLLOUT and link.outgoing:
+            self._flush(link)
+        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             link.ending = True
-        if events & (select.EPOLLHUP | select.EPOLLERR):
+        if events & (EPOLLHUP | EPOLLERR):
             link.hung_up = True
             if (link.connection.local_shutdown & SHUTDOWN_SEND) or link.connection.peer_shutdown & SHUTDOWN_RECEIVE:
                 link.connection.shut_down(SHUTDOWN_BOTH)
-        if not link.connection.local_shutdown & SHUTDOWN_SEND:
-            link.readable = True
-        self._queue(link)
 
     # Guest to host
 
     def _drain_tx(self, limit: int) -> bool:
-        if self._tx is None:
+        queue = self._tx
+        if queue is None or (chain := queue.pop()) is None:
             return False
-        more = True
-        for _ in range(limit):
-            chain = self._tx.pop()
-            if chain is None:
-                more = False
-                break
+        done = []
+        while chain is not None:
             self._take(chain)
-            self._tx.push(chain.head, 0)
-        self._tx.signal()
-        return more
+            done.append(chain.head)
+            limit -= 1
+            chain = queue.pop() if limit else None
+        queue.push_read(done)  # not in between: somebody waits for what the next packet brings
+        queue.signal()
+        return not limit
 
     def _take(self, chain: Chain) -> None:
         """One packet from the guest."""
-        if chain.writable:
-            raise VirtqueueError(f"tx queue: the chain from descriptor {chain.head} is writable")
-        first, *payload = chain.readable
-        if len(first) < HEADER.size:
-            head, payload = split(chain.readable, HEADER.size)
-            first = memoryview(b"".join(head))
-            if len(first) < HEADER.size:
-                raise VirtqueueError(f"tx queue: packet of {len(first)} bytes, a header has {HEADER.size}")
-        elif len(first) > HEADER.size:
-            payload.insert(0, first[HEADER.size :])
-        header = Header.parse(first)
+        head, payload, writable = chain
+        if writable:
+            raise VirtqueueError(f"tx queue: the chain from descriptor {head} is writable")
+        first = payload[0]
+        if len(first) == HEADER_SIZE:
+            payload = payload[1:]
+        else:
+            parts, payload = split(payload, HEADER_SIZE)
+            first = memoryview(b"".join(parts))
+            if len(first) < HEADER_SIZE:
+                raise VirtqueueError(f"tx queue: packet of {len(first)} bytes, a header has {HEADER_SIZE}")
+        fields = HEADER.unpack(first)
+        source, destination, source_port, port, count, kind, op, flags, buf_alloc, fwd_cnt = fields
         size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
-        if size < header.len:
-            raise VirtqueueError(f"tx queue: packet says {header.len} bytes of payload, {size} follow")
-        if header.src_cid != self.guest_cid:
+        if size < count:
+            raise VirtqueueError(f"tx queue: packet says {count} bytes of payload, {size} follow")
+        if source != self.guest_cid:
             return
-        link = self._links.get((header.dst_cid, header.dst_port, header.src_port))
+        link = self._links.get((destination, port, source_port))
+        if link is None or kind != TYPE_STREAM:
+            self._refer(Header._make(fields))
+            return
+        event = link.connection.receive(op, count, flags, buf_alloc, fwd_cnt)
+        if event is DATA:
+            if size > count:
+                payload = split(payload, count)[0]
+            self._deliver(link, payload, count)
+        elif event is not CREDIT:
+            self._react(link, event, op)
+            return
+        if link.readable or link.connection.wanted:
+            self._queue(link)
+
+    def _refer(self, header: Header) -> None:
+        """A packet of no connection."""
         if header.type != TYPE_STREAM:
-            self._reply(header.reset(), header)
-        elif link is not None:
-            if size > header.len:
-                payload = split(payload, header.len)[0]
-            self._receive(link, header, payload)
+            self._reply(header.reset(), header.op)
         elif header.op == Op.REQUEST:
             self._accept(header)
         else:
-            self._reply(header.reset(), header)
+            self._reply(header.reset(), header.op)
 
     def _accept(self, header: Header) -> None:
         source = Address(header.src_cid, header.src_port)
@@ -342,7 +378,7 @@ class VsockDevice:
 
     def _answer(self, link: _Link, accepted: bool) -> None:
         """The one whom the guest dialed has decided."""
-        if self._links.get(link.key) is not link:
+        if not link.live:
             return  # the guest did not wait
         if not accepted:
             self._give_up(link, Outcome.REFUSED)
@@ -351,11 +387,9 @@ class VsockDevice:
         link.stream.attach(partial(self._on_stream, link))
         self._queue(link)
 
-    def _receive(self, link: _Link, header: Header, payload: list[memoryview]) -> None:
+    def _react(self, link: _Link, event: Event, op: int) -> None:
         connection = link.connection
-        match connection.receive(header):
-            case Event.DATA:
-                self._deliver(link, payload, header.len)
+        match event:
             case Event.ACCEPTED:
                 self._opened(link)
             case Event.SHUTDOWN:
@@ -374,7 +408,7 @@ class VsockDevice:
                 self._drop(link, Outcome.ENDED, drain=bool(connection.peer_shutdown & SHUTDOWN_SEND))
                 return
             case Event.VIOLATION:
-                self._reply(connection.reset(), header)
+                self._reply(connection.reset(), op)
                 self._drop(link, Outcome.REFUSED)
                 return
         self._queue(link)
@@ -429,12 +463,13 @@ class VsockDevice:
 
     # Host to guest
 
-    def _reply(self, header: Header, cause: Header | None = None) -> None:
-        if (cause is None or cause.op != Op.RST) and len(self._replies) < MAX_REPLIES:
+    def _reply(self, header: Header, cause: int = 0) -> None:
+        """``cause``: what it answers."""
+        if cause != Op.RST and len(self._replies) < MAX_REPLIES:
             self._replies.append(header)
 
     def _queue(self, link: _Link) -> None:
-        if not link.queued and (link.connection.wants_to_speak or (link.readable and link.connection.credit > 0)):
+        if not link.queued and (link.connection.wanted or (link.readable and link.connection.credit > 0)):
             link.queued = True
             self._ready.append(link)
 
@@ -442,65 +477,67 @@ class VsockDevice:
         if self._rx is None or not (self._replies or self._ready):
             return False
         budget = RX_BATCH
-        while budget > 0 and (self._replies or self._ready) and (buffer := self._next_buffer()) is not None:
+        while budget > 0 and (self._replies or self._ready) and (self._spare or self._find_buffer()):
             if self._replies:
-                self._put(buffer, self._replies.popleft())
+                self._put(self._spare.popleft(), self._replies.popleft())
                 budget -= 1
                 continue
             link = self._ready.popleft()
             link.queued = False
-            if self._links.get(link.key) is not link:
-                self._spare.appendleft(buffer)
+            connection = link.connection
+            if not link.live:
                 continue
-            header = link.connection.speak()
-            if header is not None:
-                self._put(buffer, header)
+            if connection.wanted and (header := connection.speak()) is not None:
+                self._put(self._spare.popleft(), header)
                 budget -= 1
                 if header.op == Op.SHUTDOWN and header.flags == SHUTDOWN_BOTH and link.timer is None:
                     link.timer = self._call_later(CLOSE_TIMEOUT_S, partial(self._give_up, link, Outcome.ENDED))
             else:
-                self._spare.appendleft(buffer)
                 budget -= self._forward(link)
-            self._queue(link)
+            if link.readable or connection.wanted:
+                self._queue(link)
         self._rx.signal()
-        if not self._spare and (buffer := self._next_buffer()) is not None:
-            self._spare.append(buffer)  # while nobody waits: looking takes longer than anything else here
+        if not self._spare:
+            self._find_buffer()  # while nobody waits: looking takes longer than anything else here
         return budget <= 0
 
-    def _next_buffer(self) -> _RxBuffer | None:
-        if self._spare:
-            return self._spare.popleft()
+    def _find_buffer(self) -> bool:
+        """One more spare, if the guest has given one."""
         assert self._rx is not None  # noqa: S101 - only called while filling it
         chain = self._rx.pop()
         if chain is None:
-            return None
-        if chain.readable:
-            raise VirtqueueError(f"rx queue: the chain from descriptor {chain.head} is readable")
-        header, body = split(chain.writable, HEADER.size)
-        body = body[:MAX_PARTS]
-        room = sum(map(len, body))
-        if not room:
+            return False
+        head, readable, writable = chain
+        if readable:
+            raise VirtqueueError(f"rx queue: the chain from descriptor {head} is readable")
+        if len(writable) == 1:
+            (whole,) = writable
+            room = len(whole) - HEADER_SIZE
+            header, body = [whole], [whole[HEADER_SIZE:]]
+        else:
+            header, body = split(writable, HEADER_SIZE)
+            body = body[:MAX_PARTS]
+            room = sum(map(len, body))
+        if room <= 0:
             raise VirtqueueError(
-                f"rx queue: chain of {sum(map(len, chain.writable))} bytes, a packet needs more than {HEADER.size}"
+                f"rx queue: chain of {sum(map(len, writable))} bytes, a packet needs more than {HEADER_SIZE}"
             )
-        return _RxBuffer(chain.head, header, body, room)
+        self._spare.append(tuple.__new__(_RxBuffer, (head, header, body, room)))
+        return True
 
     def _forward(self, link: _Link) -> int:
         """Read the stream straight into rx buffers; returns the number of packets."""
         limit = min(link.connection.credit, MAX_TURN)
         if not limit or not link.readable:
             return 0
-        taken: list[_RxBuffer] = []
-        parts: list[memoryview] = []
-        room = 0
+        buffer = self._spare.popleft()
+        taken, parts, room = [buffer], buffer.body, buffer.room
         while (
-            room < limit
-            and len(taken) < link.turn
-            and len(parts) < MAX_PARTS
-            and (buffer := self._next_buffer()) is not None
+            len(taken) < link.turn and room < limit and len(parts) < MAX_PARTS and (self._spare or self._find_buffer())
         ):
+            buffer = self._spare.popleft()
             taken.append(buffer)
-            parts += buffer.body
+            parts = parts + buffer.body
             room += buffer.room
         if room > limit:
             parts, room = split(parts, limit)[0], limit
@@ -509,10 +546,16 @@ class VsockDevice:
         if count:
             # Less than there was room for: that was all, unless the stream ends.
             link.readable = count == room or link.ending
-            link.turn = min(link.turn * 4, MAX_PARTS) if count == room else max(link.turn // 2, 1)
+            if count == room:
+                link.turn = min(link.turn * 4, MAX_PARTS)
+            elif link.turn > 1:
+                link.turn //= 2
+            header = link.connection.header(RW, count)
             for buffer in taken:
-                size = min(buffer.room, count)
-                self._put(buffer, link.connection.data(size), size)
+                size = buffer.room if buffer.room < count else count
+                if size != header.len:
+                    header = header._replace(len=size)  # most are as long as the one before
+                self._put(buffer, header, size)
                 packets += 1
                 count -= size
                 if not count:
@@ -521,7 +564,8 @@ class VsockDevice:
             link.readable = False
             if count == 0:
                 link.connection.shut_down(SHUTDOWN_BOTH if link.hung_up else SHUTDOWN_SEND)
-        self._spare.extendleft(reversed(taken[packets:]))
+        if packets < len(taken):
+            self._spare.extendleft(reversed(taken[packets:]))
         return packets
 
     def _put(self, buffer: _RxBuffer, header: Header, size: int = 0) -> None:
@@ -534,5 +578,5 @@ class VsockDevice:
             for part in buffer.header:
                 part[:] = data[: len(part)]
                 data = data[len(part) :]
-        self._rx.push(buffer.head, HEADER.size + size)
+        self._rx.push(buffer.head, HEADER_SIZE + size)
         self.sent += size

@@ -76,6 +76,11 @@ TRANSITIONS: dict[State, dict[int, tuple[State, Event]]] = {
 }
 """What is not here is a violation."""
 
+RW, SHUTDOWN, CREDIT_REQUEST, CREDIT_UPDATE = Op.RW, Op.SHUTDOWN, Op.CREDIT_REQUEST, Op.CREDIT_UPDATE
+DATA, CREDIT, REFUSED, RESET = Event.DATA, Event.CREDIT, Event.REFUSED, Event.RESET
+ESTABLISHED = State.ESTABLISHED
+"""For each packet: to look a member of an Enum up is a call of its own."""
+
 SPOKEN_IN_ORDER = (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE, Op.SHUTDOWN)
 
 
@@ -90,12 +95,12 @@ class Connection:
         "_told_fwd_cnt",
         "_transitions",
         "_tx_cnt",
-        "_wanted",
         "local",
         "local_shutdown",
         "peer",
         "peer_shutdown",
         "state",
+        "wanted",
     )
 
     def __init__(self, local: Address, peer: Address, *, request: Header | None = None) -> None:
@@ -106,116 +111,100 @@ class Connection:
         self._tx_cnt = self._rx_cnt = self._fwd_cnt = self._told_fwd_cnt = 0
         self._peer_buf_alloc = self._peer_fwd_cnt = 0
         self._enter(State.CONNECTING if request is None else State.REQUESTED)
-        self._wanted: set[Op] = set()
+        self.wanted: set[Op] = set()
+        """What ``speak`` has a packet for."""
         if request is None:
-            self._wanted.add(Op.REQUEST)
+            self.wanted.add(Op.REQUEST)
         else:
-            self._take_credit(request)
+            self._peer_buf_alloc = min(request.buf_alloc, MAX_IN_FLIGHT)
+            self._peer_fwd_cnt = request.fwd_cnt
 
     def _enter(self, state: State) -> None:
         self.state = state
-        self._transitions = TRANSITIONS[state]  # for each packet: looking a member of an Enum up takes its time
+        self._transitions = TRANSITIONS[state]
 
     # What the peer says
 
-    def receive(self, header: Header) -> Event:
-        """Take a packet's header; a payload's bytes are the caller's, who says ``consumed`` when they are gone."""
-        transition = self._transitions.get(header.op)
+    def receive(self, op: int, count: int, flags: int, buf_alloc: int, fwd_cnt: int) -> Event:
+        """Take what a packet's header says; the ``count`` bytes of payload are the caller's, who says ``consumed`` when
+        they are gone."""
+        transition = self._transitions.get(op)
         if transition is None:
             return Event.VIOLATION
         state, event = transition
-        if state is not self.state:
-            self._enter(state)
-        if event is Event.REFUSED or event is Event.RESET:
+        if event is REFUSED or event is RESET:
             return event
-        if not self._take_credit(header):
-            return Event.VIOLATION
-        if event is Event.DATA:
-            self._rx_cnt += header.len
+        self._peer_buf_alloc = buf_alloc if buf_alloc < MAX_IN_FLIGHT else MAX_IN_FLIGHT
+        self._peer_fwd_cnt = fwd_cnt
+        if (self._tx_cnt - fwd_cnt) & COUNTER_MASK > MAX_IN_FLIGHT:
+            return Event.VIOLATION  # it has consumed what was never sent
+        if event is DATA:
+            self._rx_cnt += count
             if self.peer_shutdown & SHUTDOWN_SEND or self._rx_cnt - self._fwd_cnt > BUF_ALLOC:
                 return Event.VIOLATION
+        elif event is CREDIT:
+            if op == CREDIT_REQUEST:
+                self.wanted.add(CREDIT_UPDATE)
         elif event is Event.SHUTDOWN:
-            self.peer_shutdown |= header.flags & SHUTDOWN_BOTH
-        elif header.op == Op.CREDIT_REQUEST:
-            self._wanted.add(Op.CREDIT_UPDATE)
+            self.peer_shutdown |= flags & SHUTDOWN_BOTH
+        elif state is not self.state:
+            self._enter(state)
         return event
-
-    def _take_credit(self, header: Header) -> bool:
-        self._peer_buf_alloc = min(header.buf_alloc, MAX_IN_FLIGHT)
-        self._peer_fwd_cnt = header.fwd_cnt
-        return self._in_flight <= MAX_IN_FLIGHT  # else it has consumed what was never sent
-
-    @property
-    def _in_flight(self) -> int:
-        return (self._tx_cnt - self._peer_fwd_cnt) & COUNTER_MASK
 
     # What our side does
 
     def accept(self) -> None:
         """Our side takes the connection that the peer asked for."""
         self._enter(State.ESTABLISHED)
-        self._wanted.add(Op.RESPONSE)
+        self.wanted.add(Op.RESPONSE)
 
     @property
     def credit(self) -> int:
         """Bytes that may be sent now; 0 as well where either side has ended this direction."""
         if (
-            self.state is not State.ESTABLISHED
+            self.state is not ESTABLISHED
             or self.local_shutdown & SHUTDOWN_SEND
             or self.peer_shutdown & SHUTDOWN_RECEIVE
         ):
             return 0
-        return max(self._peer_buf_alloc - self._in_flight, 0)
-
-    def data(self, count: int) -> Header:
-        """Of the next packet with ``count`` bytes, at most ``credit``, which are thereby sent."""
-        self._tx_cnt += count
-        return self._header(Op.RW, count)
+        in_flight = (self._tx_cnt - self._peer_fwd_cnt) & COUNTER_MASK
+        return max(self._peer_buf_alloc - in_flight, 0)
 
     def consumed(self, count: int) -> None:
         """Our side has taken (or thrown away) ``count`` bytes that the peer sent."""
         self._fwd_cnt += count
         if self._fwd_cnt - self._told_fwd_cnt >= UPDATE_AFTER:
-            self._wanted.add(Op.CREDIT_UPDATE)
+            self.wanted.add(CREDIT_UPDATE)
 
     def shut_down(self, flags: int) -> None:
         """Our side will receive (``SHUTDOWN_RECEIVE``) or send (``SHUTDOWN_SEND``) no more."""
         if flags & ~self.local_shutdown:
             self.local_shutdown |= flags
-            self._wanted.add(Op.SHUTDOWN)
+            self.wanted.add(Op.SHUTDOWN)
 
     # What we say
 
-    @property
-    def wants_to_speak(self) -> bool:
-        """Whether ``speak`` has a packet."""
-        return bool(self._wanted)
-
     def speak(self) -> Header | None:
         """The next packet without payload that is to be sent."""
-        if not self._wanted:
+        if not self.wanted:
             return None
-        op = next(op for op in SPOKEN_IN_ORDER if op in self._wanted)
-        self._wanted.remove(op)
-        return self._header(op)
+        op = next(op for op in SPOKEN_IN_ORDER if op in self.wanted)
+        self.wanted.remove(op)
+        return self.header(op)
 
     def reset(self) -> Header:
         """An RST: the last word."""
-        return self._header(Op.RST)
+        return self.header(Op.RST)
 
-    def _header(self, op: Op, count: int = 0) -> Header:
-        self._told_fwd_cnt = self._fwd_cnt
-        self._wanted.discard(Op.CREDIT_UPDATE)
-        flags = self.local_shutdown if op is Op.SHUTDOWN else 0
-        return Header(
-            self.local.cid,
-            self.peer.cid,
-            self.local.port,
-            self.peer.port,
-            count,
-            TYPE_STREAM,
-            op,
-            flags,
-            BUF_ALLOC,
-            self._fwd_cnt & COUNTER_MASK,
+    def header(self, op: Op, count: int = 0) -> Header:
+        """Of a packet, of RW with ``count`` bytes, at most ``credit``, which are thereby sent."""
+        self._tx_cnt += count
+        self._told_fwd_cnt = fwd_cnt = self._fwd_cnt
+        if self.wanted:
+            self.wanted.discard(CREDIT_UPDATE)
+        (cid, port), (peer_cid, peer_port) = self.local, self.peer
+        flags = self.local_shutdown if op is SHUTDOWN else 0
+        return tuple.__new__(
+            Header,
+            (cid, peer_cid, port, peer_port, count, TYPE_STREAM, op, flags, BUF_ALLOC, fwd_cnt & COUNTER_MASK),
         )

@@ -27,7 +27,8 @@ class StillLoop(Loop):
         self.delayed: list[tuple[float, LoopTimer]] = []
         self.watched: dict[int, Callable[[int], None]] = {}
 
-    def watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+    def watch(self, fd: int, callback: Callable[[int], None] | None, events: int = select.EPOLLIN) -> None:
+        assert callback is not None
         self.watched[fd] = callback
         super().watch(fd, callback, events)
 

@@ -26,7 +26,7 @@ class Rig:
 
     def turn(self) -> list[int]:
         self.events.clear()
-        self.loop._turn(0)
+        self.loop._turn(True)
         return self.events
 
     def fill(self) -> bytes:

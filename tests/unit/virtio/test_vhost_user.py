@@ -70,10 +70,11 @@ class FakeLoop:
         self.retired: list[socket.socket] = []
         self.refuse = False
 
-    def watch(self, fd: int, callback: Callable[[int], None]) -> None:
+    def watch(self, fd: int, callback: Callable[[int], None] | None) -> None:
         if self.refuse:
             raise PermissionError(1, "operation not permitted")
-        callback(0)
+        if callback is not None:
+            callback(0)
         self.watched.add(fd)
 
     def forget(self, fd: int) -> None:

@@ -12,6 +12,7 @@ from enclavekit.testing.virtio import MockQueue
 from enclavekit.virtio.memory import GuestMemory, MemoryRegion
 from enclavekit.virtio.queue import (
     DESCRIPTOR,
+    KNOWN_TABLES,
     USED_ELEMENT,
     VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
@@ -20,7 +21,7 @@ from enclavekit.virtio.queue import (
 )
 
 NEXT, WRITE = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE
-SIZE = 8
+SIZE, SLOT = 8, 256
 
 
 class Rig:
@@ -28,7 +29,7 @@ class Rig:
 
     def __init__(self, base: int = 0) -> None:
         self.buffer = memoryview(bytearray(0x10000))
-        self.driver = MockQueue("tx", self.buffer, 0, size=SIZE, slot=256)
+        self.driver = MockQueue("tx", self.buffer, 0, size=SIZE, slot=SLOT)
         self.memory = GuestMemory([MemoryRegion(0, self.buffer)])
         self.device = self.driver.for_device(self.memory, base)
 
@@ -106,14 +107,18 @@ def test_a_driver_that_polls_is_not_interrupted_until_it_stops() -> None:
         assert rig.driver.take_used() == [(head, b"")]
 
 
-def test_kicks_are_wanted_only_while_there_is_nothing() -> None:
+def test_kicks_are_wanted_unless_more_comes_while_the_device_works() -> None:
     rig = Rig()
     assert rig.driver.wants_kicks()
-    for _ in range(2):
+    for wanted in (True, False, False):
         rig.driver.add(readable=[b"x"])
-    for wanted in (False, False, True):
-        rig.device.pop()
+        assert rig.device.pop() is not None
         assert rig.driver.wants_kicks() == wanted
+    assert rig.device.pop() is None
+    assert rig.driver.wants_kicks()
+    rig.driver.add(readable=[b"x"])
+    assert rig.device.pop() is not None
+    assert rig.driver.wants_kicks()
     rig.driver.add(readable=[b"x"])
     assert rig.device.pop() is not None
     assert not rig.driver.wants_kicks()
@@ -123,13 +128,32 @@ def test_kicks_are_wanted_only_while_there_is_nothing() -> None:
 
 def test_what_comes_as_the_device_asks_for_kicks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig()
-    rig.driver.add(readable=[b"x"])
-    assert rig.device.pop() is not None
+    for _ in range(2):
+        rig.driver.add(readable=[b"x"])
+        assert rig.device.pop() is not None
+    assert not rig.driver.wants_kicks()
     monkeypatch.setattr(rig.device, "_fence", lambda: rig.driver.add(readable=[b"y"]))
     chain = rig.device.pop()
     assert chain is not None
     assert bytes(chain.readable[0]) == b"y"
-    assert not rig.driver.wants_kicks()
+
+
+def test_an_interrupt_that_the_driver_asks_for_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.driver.poll(True)
+    rig.device.push(rig.driver.add(writable=[1]), 1)
+    monkeypatch.setattr(rig.device, "_fence", lambda: rig.driver.poll(False))
+    rig.device.signal()
+    assert rig.driver.interrupts == 1
+
+
+def test_chains_given_back_at_once() -> None:
+    rig = Rig()
+    heads = [rig.driver.add(readable=[b"x"]) for _ in range(3)]
+    while rig.device.pop() is not None:
+        pass
+    rig.device.push_read(heads)
+    assert [head for head, _ in rig.driver.take_used()] == heads
 
 
 def test_chains_put_back_are_available_again() -> None:
@@ -211,6 +235,41 @@ def test_an_indirect_descriptor_stands_for_its_table() -> None:
     assert [bytes(part) for part in chain.readable] == [b"abc", b"de"]
     assert [len(part) for part in chain.writable] == [4, 8]
     assert rig.device.pop() is None
+
+
+def test_a_table_that_was_read_before() -> None:
+    """At the same place, and elsewhere: what it says counts."""
+    rig = Rig()
+
+    def read(where: int, buffer: int) -> int:
+        table = rig.driver.table_gpa(where)
+        rig.driver.describe(0, rig.driver.buffer_gpa(buffer), 3, NEXT, 1, table=table)
+        rig.driver.describe(1, rig.driver.buffer_gpa(buffer), 4, table=table)
+        rig.driver.describe(where, table, 32, VIRTQ_DESC_F_INDIRECT)
+        rig.driver.offer(where)
+        chain = rig.device.pop()
+        assert chain is not None
+        assert chain.head == where
+        assert [len(part) for part in chain.readable] == [3, 4]
+        chain.readable[0][:1] = b"!"
+        return bytes(rig.memory.view(rig.driver.buffer_gpa(0), SLOT * SIZE)).index(b"!") // SLOT
+
+    for where, buffer in ((0, 5), (0, 5), (0, 6), (3, 6), (3, 5), (0, 6)):
+        rig.memory.view(rig.driver.buffer_gpa(0), SLOT * SIZE)[:] = bytes(SLOT * SIZE)
+        assert read(where, buffer) == buffer
+
+
+def test_tables_are_remembered_within_bounds() -> None:
+    rig = Rig()
+    table = rig.driver.table_gpa(0)
+    rig.driver.describe(0, table, 16, VIRTQ_DESC_F_INDIRECT)
+    for length in range(1, 3 * KNOWN_TABLES):
+        rig.driver.describe(0, 0, length, table=table)
+        rig.driver.offer(0)
+        chain = rig.device.pop()
+        assert chain is not None
+        assert len(chain.readable[0]) == length
+        assert len(rig.device._known) <= KNOWN_TABLES
 
 
 def test_an_indirect_descriptor_may_end_a_chain() -> None:

@@ -24,6 +24,13 @@ def packet(op: int, *, length: int = 0, flags: int = 0, buf_alloc: int = 1000, f
     return Header(PEER.cid, LOCAL.cid, PEER.port, LOCAL.port, length, 1, op, flags, buf_alloc, fwd_cnt & 0xFFFFFFFF)
 
 
+def says(
+    op: int, *, length: int = 0, flags: int = 0, buf_alloc: int = 1000, fwd_cnt: int = 0
+) -> tuple[int, int, int, int, int]:
+    """What a connection takes of a packet."""
+    return op, length, flags, buf_alloc, fwd_cnt & 0xFFFFFFFF
+
+
 def requested(buf_alloc: int = 1000) -> Connection:
     return Connection(LOCAL, PEER, request=packet(Op.REQUEST, buf_alloc=buf_alloc))
 
@@ -41,14 +48,14 @@ def test_our_request() -> None:
     assert connection.speak() == Header(3, 16, 5000, 1024, 0, 1, Op.REQUEST, 0, BUF_ALLOC, 0)
     assert connection.speak() is None
     assert connection.credit == 0
-    assert connection.receive(packet(Op.RESPONSE, buf_alloc=77)) is Event.ACCEPTED
+    assert connection.receive(*says(Op.RESPONSE, buf_alloc=77)) is Event.ACCEPTED
     assert connection.state is State.ESTABLISHED
     assert connection.credit == 77
 
 
 def test_until_our_side_has_decided_nothing_is_said_or_sent() -> None:
     connection = requested(buf_alloc=1000)
-    assert not connection.wants_to_speak
+    assert not connection.wanted
     assert connection.credit == 0
     connection.accept()
     assert connection.state is State.ESTABLISHED
@@ -61,18 +68,18 @@ def test_what_is_not_in_the_table_is_a_violation(state: State, op: int) -> None:
     made = {State.CONNECTING: lambda: Connection(LOCAL, PEER), State.REQUESTED: requested}
     connection = made.get(state, accepted)()
     known = {what: event for what, (_, event) in TRANSITIONS[state].items()}
-    assert connection.receive(packet(op)) is known.get(op, Event.VIOLATION)
+    assert connection.receive(*says(op)) is known.get(op, Event.VIOLATION)
 
 
 def test_credit_is_what_the_peer_can_buffer_less_what_is_under_way() -> None:
     connection = accepted(buf_alloc=1000)
-    assert connection.data(600).len == 600
+    assert connection.header(Op.RW, 600).len == 600
     assert connection.credit == 400
-    connection.data(400)
+    connection.header(Op.RW, 400)
     assert connection.credit == 0
-    connection.receive(packet(Op.CREDIT_UPDATE, fwd_cnt=700))
+    connection.receive(*says(Op.CREDIT_UPDATE, fwd_cnt=700))
     assert connection.credit == 700
-    connection.receive(packet(Op.CREDIT_UPDATE, fwd_cnt=700, buf_alloc=100))
+    connection.receive(*says(Op.CREDIT_UPDATE, fwd_cnt=700, buf_alloc=100))
     assert connection.credit == 0
 
 
@@ -80,30 +87,30 @@ def test_credit_goes_on_when_the_counters_wrap() -> None:
     connection = accepted(buf_alloc=1 << 30)
     sent = 0
     for _ in range(5):
-        connection.data(1 << 30)
+        connection.header(Op.RW, 1 << 30)
         sent += 1 << 30
         assert connection.credit == 0
-        assert connection.receive(packet(Op.CREDIT_UPDATE, buf_alloc=1 << 30, fwd_cnt=sent)) is Event.CREDIT
+        assert connection.receive(*says(Op.CREDIT_UPDATE, buf_alloc=1 << 30, fwd_cnt=sent)) is Event.CREDIT
         assert connection.credit == 1 << 30
 
 
 def test_a_peer_cannot_have_consumed_what_was_never_sent() -> None:
     connection = accepted()
-    connection.data(10)
-    assert connection.receive(packet(Op.CREDIT_UPDATE, fwd_cnt=11)) is Event.VIOLATION
+    connection.header(Op.RW, 10)
+    assert connection.receive(*says(Op.CREDIT_UPDATE, fwd_cnt=11)) is Event.VIOLATION
 
 
 def test_a_peer_that_sends_more_than_it_may() -> None:
     connection = accepted()
-    assert connection.receive(packet(Op.RW, length=BUF_ALLOC)) is Event.DATA
+    assert connection.receive(*says(Op.RW, length=BUF_ALLOC)) is Event.DATA
     connection.consumed(10)
-    assert connection.receive(packet(Op.RW, length=10)) is Event.DATA
-    assert connection.receive(packet(Op.RW, length=1)) is Event.VIOLATION
+    assert connection.receive(*says(Op.RW, length=10)) is Event.DATA
+    assert connection.receive(*says(Op.RW, length=1)) is Event.VIOLATION
 
 
 def test_the_peer_is_told_once_much_is_consumed_and_not_before() -> None:
     connection = accepted()
-    connection.receive(packet(Op.RW, length=BUF_ALLOC))
+    connection.receive(*says(Op.RW, length=BUF_ALLOC))
     connection.consumed(UPDATE_AFTER - 1)
     assert connection.speak() is None
     connection.consumed(1)
@@ -115,15 +122,15 @@ def test_the_peer_is_told_once_much_is_consumed_and_not_before() -> None:
 
 def test_any_packet_tells_what_an_update_would_have() -> None:
     connection = accepted()
-    connection.receive(packet(Op.RW, length=BUF_ALLOC))
+    connection.receive(*says(Op.RW, length=BUF_ALLOC))
     connection.consumed(UPDATE_AFTER)
-    assert connection.data(1).fwd_cnt == UPDATE_AFTER
-    assert not connection.wants_to_speak
+    assert connection.header(Op.RW, 1).fwd_cnt == UPDATE_AFTER
+    assert not connection.wanted
 
 
 def test_a_peer_that_asks_is_told() -> None:
     connection = accepted()
-    connection.receive(packet(Op.CREDIT_REQUEST))
+    connection.receive(*says(Op.CREDIT_REQUEST))
     update = connection.speak()
     assert update is not None
     assert update.op == Op.CREDIT_UPDATE
@@ -146,17 +153,17 @@ def test_our_shutdowns_add_up() -> None:
 
 def test_a_peer_that_reads_no_more_gets_nothing_but_may_send() -> None:
     connection = accepted()
-    assert connection.receive(packet(Op.SHUTDOWN, flags=SHUTDOWN_RECEIVE)) is Event.SHUTDOWN
+    assert connection.receive(*says(Op.SHUTDOWN, flags=SHUTDOWN_RECEIVE)) is Event.SHUTDOWN
     assert connection.credit == 0
-    assert connection.receive(packet(Op.RW, length=5)) is Event.DATA
+    assert connection.receive(*says(Op.RW, length=5)) is Event.DATA
 
 
 def test_a_peer_that_ended_its_half_may_still_read() -> None:
     connection = accepted()
-    connection.receive(packet(Op.SHUTDOWN, flags=SHUTDOWN_SEND))
+    connection.receive(*says(Op.SHUTDOWN, flags=SHUTDOWN_SEND))
     assert connection.credit == 1000
-    assert connection.receive(packet(Op.CREDIT_UPDATE)) is Event.CREDIT
-    assert connection.receive(packet(Op.RW, length=1)) is Event.VIOLATION
+    assert connection.receive(*says(Op.CREDIT_UPDATE)) is Event.CREDIT
+    assert connection.receive(*says(Op.RW, length=1)) is Event.VIOLATION
 
 
 def test_the_last_word() -> None:
@@ -169,14 +176,13 @@ def test_whatever_a_peer_says_we_keep_to_its_credit(packets: list[tuple[int, int
     connection = accepted()
     sent = taken = 0
     for op, number, flags, fwd_cnt in packets:
-        header = packet(op, length=number, flags=flags, buf_alloc=number, fwd_cnt=fwd_cnt)
-        event = connection.receive(header)
+        event = connection.receive(op, number, flags, number, fwd_cnt & 0xFFFFFFFF)
         if event in (Event.VIOLATION, Event.RESET):
             return
         if event is Event.DATA:
             taken += number
             assert taken <= BUF_ALLOC
-        under_way = (sent - header.fwd_cnt) & 0xFFFFFFFF
+        under_way = (sent - fwd_cnt) & 0xFFFFFFFF
         assert connection.credit <= max(number - under_way, 0)
         part = connection.credit // 2 + connection.credit % 2
-        sent += connection.data(part).len
+        sent += connection.header(Op.RW, part).len
