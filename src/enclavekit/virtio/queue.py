@@ -99,8 +99,8 @@ class Virtqueue:
         interrupt: Callable[[], None],
     ) -> None:
         self.name = name
+        self.size = size
         self._memory = memory
-        self._size = size
         self._descriptors = descriptors[: descriptors_size(size)]
         self._available = available[: available_size(size)].cast("H")
         self._used = used[: used_size(size)]
@@ -129,11 +129,11 @@ class Virtqueue:
         if not self._pending and not self._look():
             return None
         position = self._next
-        head = self._available[2 + position % self._size]
+        head = self._available[2 + position % self.size]
         self._next = (position + 1) & 0xFFFF
         self._pending -= 1
         parts: Parts | None = None
-        if head < self._size:
+        if head < self.size:
             address, length, flags, _ = DESCRIPTOR.unpack_from(self._descriptors, head * DESCRIPTOR_SIZE)
             if not flags & ~VIRTQ_DESC_F_WRITE:  # mostly it is one descriptor, and in the memory where most is
                 start, end, memory = self._memory.main
@@ -143,7 +143,7 @@ class Virtqueue:
             elif flags == VIRTQ_DESC_F_INDIRECT:
                 parts = self._of_table(head, self._table(head, address, length, flags))
         if parts is None:
-            parts = self._walk(head, self._descriptors, self._size, head)
+            parts = self._walk(head, self._descriptors, self.size, head)
         return tuple.__new__(Chain, (head, *parts))  # a NamedTuple's own is slow
 
     def _of_table(self, head: int, table: bytes) -> Parts:
@@ -161,7 +161,7 @@ class Virtqueue:
         """From a table's descriptor ``index`` to the end of the chain."""
         readable: list[memoryview] = []
         writable: list[memoryview] = []
-        for _ in range(self._size + 1):  # one may stand for others
+        for _ in range(self.size + 1):  # one may stand for others
             if index >= entries:
                 raise VirtqueueError(f"{self.name} queue: descriptor {index} is not in a table of {entries}")
             address, length, flags, following = DESCRIPTOR.unpack_from(table, index * DESCRIPTOR_SIZE)
@@ -199,8 +199,8 @@ class Virtqueue:
         elif self._busy and self._kicks:
             self._kicks = False
             self._used_index[0] = VIRTQ_USED_F_NO_NOTIFY
-        if pending > self._size:
-            raise VirtqueueError(f"{self.name} queue: {pending} chains available in a ring of {self._size}")
+        if pending > self.size:
+            raise VirtqueueError(f"{self.name} queue: {pending} chains available in a ring of {self.size}")
         self._pending = pending
         self._busy = pending > 0
         return self._busy
@@ -213,7 +213,7 @@ class Virtqueue:
                 raise VirtqueueError(f"{where} is indirect, which was not agreed on")
             if flags & VIRTQ_DESC_F_NEXT:
                 raise VirtqueueError(f"{where} is indirect and has a next one")
-            raise VirtqueueError(f"{where}: table of {length} bytes, expected 1 to {self._size} descriptors")
+            raise VirtqueueError(f"{where}: table of {length} bytes, expected 1 to {self.size} descriptors")
         return self._memory.view(address, length).tobytes()
 
     def put_back(self, count: int) -> None:
@@ -224,7 +224,7 @@ class Virtqueue:
     def push(self, head: int, written: int) -> None:
         """Give a chain back as used, with ``written`` bytes in its writable parts."""
         index = self._next_used
-        USED_ELEMENT.pack_into(self._used, RING_HEADER_SIZE + index % self._size * USED_ELEMENT_SIZE, head, written)
+        USED_ELEMENT.pack_into(self._used, RING_HEADER_SIZE + index % self.size * USED_ELEMENT_SIZE, head, written)
         self._next_used = self._used_index[1] = (index + 1) & 0xFFFF
         self._added = True
 
@@ -232,7 +232,7 @@ class Virtqueue:
         """Give chains back in which nothing was written, all at once."""
         index = self._next_used
         for head in heads:
-            USED_ELEMENT.pack_into(self._used, RING_HEADER_SIZE + index % self._size * USED_ELEMENT_SIZE, head, 0)
+            USED_ELEMENT.pack_into(self._used, RING_HEADER_SIZE + index % self.size * USED_ELEMENT_SIZE, head, 0)
             index = (index + 1) & 0xFFFF
         self._next_used = self._used_index[1] = index
         self._added = True

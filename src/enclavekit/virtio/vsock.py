@@ -58,6 +58,11 @@ MAX_PARTS = 64
 TX_BATCH = 64
 RX_BATCH = 256
 
+BULK = 4096
+"""Bytes in one go from which on the guest does not wait for its tx buffers: each return of some interrupts it."""
+KEEP_S = 0.001
+"""They are kept no longer than this, and no more than an eighth of the queue."""
+
 CLOSE_TIMEOUT_S = 2.0
 """The guest's time to confirm that a connection is closed."""
 
@@ -152,6 +157,9 @@ class VsockDevice:
         self._rx: Virtqueue | None = None
         self._tx: Virtqueue | None = None
         self._spare: deque[_RxBuffer] = deque()
+        self._done: list[int] = []
+        """Chains of the tx queue that are to be given back."""
+        self._returning: Timer | None = None
         self._links: dict[tuple[int, int, int], _Link] = {}
         self._draining: set[_Link] = set()
         """Closed by the guest, but not all that it sent is delivered."""
@@ -173,12 +181,14 @@ class VsockDevice:
             self._spare.clear()  # of a queue that it takes the place of
             self._rx = queue
         else:
+            self._done.clear()
             self._tx = queue
 
     def stop(self, index: int) -> None:
         """A queue's last moment, as ``Virtqueue.base`` will be read; ends all connections, for the guest is reset."""
         try:
             self._drain_tx(MAX_SIZE)
+            self._return_tx()
         except VirtqueueError as error:
             self._break(error)
         if self._rx is not None:
@@ -228,6 +238,7 @@ class VsockDevice:
         self.error = error
         self._rx = self._tx = None
         self._spare.clear()
+        self._done.clear()
         self.reset()
 
     # From the host
@@ -305,15 +316,27 @@ class VsockDevice:
         queue = self._tx
         if queue is None or (chain := queue.pop()) is None:
             return False
-        done = []
+        done, received = self._done, self.received
         while chain is not None:
             self._take(chain)
-            done.append(chain.head)
+            done.append(chain.head)  # given back afterwards: somebody waits for what the next packet brings
             limit -= 1
             chain = queue.pop() if limit else None
-        queue.push_read(done)  # not in between: somebody waits for what the next packet brings
-        queue.signal()
+        if self.received - received < BULK or len(done) >= queue.size // 8:
+            self._return_tx()
+        elif self._returning is None:
+            self._returning = self._call_later(KEEP_S, self._return_tx)
         return not limit
+
+    def _return_tx(self) -> None:
+        """Give back what was read."""
+        if self._returning is not None:
+            self._returning.cancel()
+            self._returning = None
+        if self._tx is not None and self._done:
+            self._tx.push_read(self._done)
+            self._tx.signal()
+        self._done.clear()
 
     def _take(self, chain: Chain) -> None:
         """One packet from the guest."""

@@ -15,7 +15,7 @@ from vsock_rig import CID, GUEST_PORT, HOST_PORT, UNDECIDED_PORT, FakeStream, Ri
 
 from enclavekit.testing.virtio import PacketLayout
 from enclavekit.virtio import vsock
-from enclavekit.virtio.vsock import FIRST_HOST_PORT, MAX_PARTS, MAX_TURN, RX, TX, split
+from enclavekit.virtio.vsock import BULK, FIRST_HOST_PORT, KEEP_S, MAX_PARTS, MAX_TURN, RX, TX, split
 from enclavekit.virtio.vsock_connection import BUF_ALLOC, UPDATE_AFTER
 from enclavekit.virtio.vsock_host import Outcome
 from enclavekit.virtio.vsock_packet import (
@@ -241,6 +241,55 @@ def test_asked_for_credit_it_tells() -> None:
     rig.connect()
     rig.send(Op.CREDIT_REQUEST)
     assert rig.receive_ops() == [Op.CREDIT_UPDATE]
+
+
+# Giving tx buffers back
+
+
+def test_small_packets_are_given_back_at_once() -> None:
+    rig = Rig()
+    rig.connect()
+    before = rig.guest.tx.used_index, rig.guest.tx.interrupts
+    rig.send(Op.RW, b"x")
+    assert (rig.guest.tx.used_index, rig.guest.tx.interrupts) == (before[0] + 1, before[1] + 1)
+
+
+def test_much_data_is_given_back_together_and_soon() -> None:
+    rig = Rig(slot=2 * BULK)
+    stream = rig.connect()
+    before, interrupts = rig.guest.tx.used_index, rig.guest.tx.interrupts
+    for count in range(1, 8):
+        rig.send(Op.RW, bytes(BULK))
+        assert len(stream.sent) == count * BULK
+        assert rig.guest.tx.used_index == before
+    (timer,) = rig.timers
+    assert timer.delay_s == KEEP_S
+    timer.call()
+    assert (rig.guest.tx.used_index, rig.guest.tx.interrupts) == (before + 7, interrupts + 1)
+    for _ in range(8):
+        rig.send(Op.RW, bytes(BULK))
+    assert (rig.guest.tx.used_index, rig.guest.tx.interrupts) == (before + 15, interrupts + 2)
+    assert rig.timers[-1].cancelled
+
+
+def test_what_was_kept_goes_back_with_a_small_packet() -> None:
+    rig = Rig(slot=2 * BULK)
+    rig.connect()
+    before = rig.guest.tx.used_index
+    rig.send(Op.RW, bytes(BULK))
+    rig.send(Op.RW, b"x")
+    assert rig.guest.tx.used_index == before + 2
+
+
+def test_a_queue_that_stops_keeps_nothing() -> None:
+    rig = Rig(slot=2 * BULK)
+    rig.connect()
+    before = rig.guest.tx.used_index
+    rig.send(Op.RW, bytes(BULK))
+    rig.device.stop(TX)
+    assert rig.guest.tx.used_index == before + 1
+    rig.timers[-1].call()  # too late does no harm
+    assert rig.guest.tx.used_index == before + 1
 
 
 # Closing
