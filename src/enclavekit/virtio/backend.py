@@ -144,16 +144,20 @@ class VsockBackend:
 
     def _hang_up(self) -> None:
         """The guest is gone. What it has sent is still being delivered."""
-        self._transport.close()
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        if self._network is not None:
-            self._network.leave(self._device)
-        self._device.end()
+        try:
+            self._transport.close()
+        finally:
+            for listener in self._listeners:
+                listener.close()
+            self._listeners.clear()
+            if self._network is not None:
+                self._network.leave(self._device)
+            self._device.end()
 
     def _end(self) -> None:
-        self._hang_up()
-        self._device.close()
-        if self._loop.error is not None and self._on_failure is not None:
-            self._on_failure()
+        try:
+            self._hang_up()
+        finally:
+            self._device.close()
+            if self._loop.error is not None and self._on_failure is not None:
+                self._on_failure()

@@ -96,7 +96,7 @@ LOW_HALF = 0xFFFFFFFF
 class Loop(Protocol):
     """The device's thread."""
 
-    def watch(self, fd: int, callback: Callable[[int], None]) -> None:
+    def watch(self, fd: int, callback: Callable[[int], None] | None) -> None:
         """Call back when the fd becomes readable."""
 
     def forget(self, fd: int) -> None:
@@ -146,7 +146,7 @@ class MmioTransport:
     def start(self) -> None:
         """Wait for kicks; before the loop starts."""
         for fd in self.kick_fds[: self._device.queue_count]:
-            self._loop.watch(fd, lambda _: None)  # being woken is enough: the device looks at its queues
+            self._loop.watch(fd, None)  # being woken is enough: the device looks at its queues
 
     def close(self) -> None:
         """In the loop's thread. The CPUs may run on and find a device that is dead. Twice does no harm."""

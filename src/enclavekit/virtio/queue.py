@@ -8,8 +8,8 @@ elsewhere. EVENT_IDX is not offered: the flags tell either side when the other l
 
 The driver is not trusted: whatever breaks the rules raises ``VirtqueueError``, and the queue is not to be used again.
 Order of stores: CPython stores in program order and x86 keeps it, so an element is visible before the index that
-announces it. A load may overtake an earlier store, so ``_fence`` stands between what we announce and what we ask about
-the driver.
+announces it. A load may overtake an earlier store, so ``_fence`` stands between what we announce and the look after
+which we believe that the driver has nothing, or needs no word.
 Indices are read and written by native two-byte accesses (``memoryview.cast("H")``): ``struct`` with an
 explicit byte order goes byte by byte, and the other side could see half an index.
 """
@@ -125,7 +125,7 @@ class Virtqueue:
         return self._next
 
     def pop(self) -> Chain | None:
-        """The next chain, or None where the driver has made none available: only after that does it kick us again."""
+        """The next chain, or None where the driver has made none available: it kicks us when there is one."""
         if not self._pending and not self._look():
             return None
         position = self._next

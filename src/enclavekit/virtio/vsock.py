@@ -52,6 +52,8 @@ FIRST_HOST_PORT, END_HOST_PORT = 1 << 30, 1 << 31
 
 MAX_CONNECTIONS = 16384
 MAX_REPLIES = 8192
+SPARE_READY = 64
+"""Connections that have ended and are still in the row of those that want to send."""
 MAX_TURN = 64 * 1024
 MAX_PARTS = 64
 """Pieces of memory in one system call; a chain in more pieces is copied, or used as far as they go."""
@@ -61,7 +63,7 @@ RX_BATCH = 256
 BULK = 4096
 """Bytes in one go from which on the guest does not wait for its tx buffers: each return of some interrupts it."""
 KEEP_S = 0.001
-"""They are kept no longer than this, and no more than an eighth of the queue."""
+"""They are kept about as long (epoll waits for whole milliseconds), and no more chains than an eighth of the queue."""
 
 CLOSE_TIMEOUT_S = 2.0
 """The guest's time to confirm that a connection is closed."""
@@ -279,6 +281,8 @@ class VsockDevice:
     def _drop(self, link: _Link, outcome: Outcome, *, drain: bool = False) -> None:
         del self._links[link.key]
         link.live = False
+        if link.queued and len(self._ready) > 2 * len(self._links) + SPARE_READY:
+            self._ready = deque(other for other in self._ready if other.live)  # a guest may never give rx buffers
         if link.timer is not None:
             link.timer.cancel()
         if drain and link.outgoing:
@@ -333,10 +337,10 @@ class VsockDevice:
         if self._returning is not None:
             self._returning.cancel()
             self._returning = None
-        if self._tx is not None and self._done:
-            self._tx.push_read(self._done)
+        done, self._done = self._done, []
+        if self._tx is not None and done:
+            self._tx.push_read(done)
             self._tx.signal()
-        self._done.clear()
 
     def _take(self, chain: Chain) -> None:
         """One packet from the guest."""
@@ -521,7 +525,7 @@ class VsockDevice:
                 self._queue(link)
         self._rx.signal()
         if not self._spare:
-            self._find_buffer()  # while nobody waits: looking takes longer than anything else here
+            self._find_buffer()  # beforehand: looking takes longer than anything else here
         return budget <= 0
 
     def _find_buffer(self) -> bool:

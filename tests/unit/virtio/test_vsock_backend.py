@@ -327,6 +327,19 @@ def test_a_front_end_that_breaks_the_protocol_ends_the_device_loudly(rig: Rig) -
     assert not (rig.directory / "vsock.sock").exists()
 
 
+def test_a_driver_that_cannot_be_signalled_ends_the_device_loudly(rig: Rig) -> None:
+    def broken() -> None:
+        raise ProtocolError("no word reaches the driver")
+
+    queue = rig.backend._device._tx
+    assert queue is not None
+    queue._interrupt = broken
+    rig.guest.send(Op.CREDIT_UPDATE, 1024, 5000)
+    assert rig.failed.wait(TIMEOUT_S)
+    assert str(rig.backend.error) == "no word reaches the driver"
+    assert not (rig.directory / "vsock.sock").exists()
+
+
 def test_a_guest_that_breaks_its_queue_is_reported_until_it_boots_again(rig: Rig) -> None:
     rig.guest.driver.send_raw(b"short")
     rig.guest.front.kick(TX)

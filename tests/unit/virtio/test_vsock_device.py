@@ -13,9 +13,20 @@ from collections.abc import Callable
 import pytest
 from vsock_rig import CID, GUEST_PORT, HOST_PORT, UNDECIDED_PORT, FakeStream, Rig
 
+from enclavekit.errors import ProtocolError
 from enclavekit.testing.virtio import PacketLayout
 from enclavekit.virtio import vsock
-from enclavekit.virtio.vsock import BULK, FIRST_HOST_PORT, KEEP_S, MAX_PARTS, MAX_TURN, RX, TX, split
+from enclavekit.virtio.vsock import (
+    BULK,
+    FIRST_HOST_PORT,
+    KEEP_S,
+    MAX_PARTS,
+    MAX_TURN,
+    RX,
+    SPARE_READY,
+    TX,
+    split,
+)
 from enclavekit.virtio.vsock_connection import BUF_ALLOC, UPDATE_AFTER
 from enclavekit.virtio.vsock_host import Outcome
 from enclavekit.virtio.vsock_packet import (
@@ -290,6 +301,35 @@ def test_a_queue_that_stops_keeps_nothing() -> None:
     assert rig.guest.tx.used_index == before + 1
     rig.timers[-1].call()  # too late does no harm
     assert rig.guest.tx.used_index == before + 1
+
+
+def test_what_cannot_be_signalled_is_given_back_once() -> None:
+    rig = Rig()
+    queue = rig.guest.tx.for_device(rig.guest.memory)
+    rig.device.start(TX, queue)
+
+    def broken() -> None:
+        raise ProtocolError("no word reaches the driver")
+
+    queue._interrupt = broken
+    before = rig.guest.tx.used_index
+    rig.guest.send(Op.CREDIT_UPDATE, GUEST_PORT, HOST_PORT)
+    with pytest.raises(ProtocolError, match="no word"):
+        rig.device.process()
+    rig.device.stop(TX)
+    assert rig.guest.tx.used_index == before + 1
+
+
+def test_a_guest_that_gives_no_rx_buffers_fills_no_memory() -> None:
+    rig = Rig()
+    while rig.device._rx is not None and rig.device._rx.pop() is not None:
+        pass
+    for _ in range(500):
+        rig.send(Op.REQUEST)
+        rig.send(Op.RST)
+        assert len(rig.device._ready) <= SPARE_READY + 1
+    assert rig.device.connections == 0
+    assert all(stream.closed for stream in rig.route.streams)
 
 
 # Closing
