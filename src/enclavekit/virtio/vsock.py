@@ -57,6 +57,8 @@ SPARE_READY = 64
 MAX_TURN = 64 * 1024
 MAX_PARTS = 64
 """Pieces of memory in one system call; a chain in more pieces is copied, or used as far as they go."""
+MANY = 8
+"""Packets of one turn that are worth an interrupt of their own."""
 TX_BATCH = 64
 RX_BATCH = 256
 
@@ -520,7 +522,10 @@ class VsockDevice:
                 if header.op == Op.SHUTDOWN and header.flags == SHUTDOWN_BOTH and link.timer is None:
                     link.timer = self._call_later(CLOSE_TIMEOUT_S, partial(self._give_up, link, Outcome.ENDED))
             else:
-                budget -= self._forward(link)
+                packets = self._forward(link)
+                budget -= packets
+                if packets >= MANY:
+                    self._rx.signal()  # the guest begins while the next turn is read
             if link.readable or connection.wanted:
                 self._queue(link)
         self._rx.signal()

@@ -645,6 +645,15 @@ def test_one_interrupt_for_many_packets() -> None:
     assert len(rig.guest.receive()) == 3
 
 
+def test_much_data_is_told_of_turn_by_turn() -> None:
+    rig = Rig()
+    stream = rig.connect()
+    before = rig.guest.rx.interrupts
+    stream.give(bytes(2 * MAX_TURN))
+    rig.work()
+    assert rig.guest.rx.interrupts >= before + 2
+
+
 def test_a_turn_takes_more_buffers_where_much_comes() -> None:
     rig = Rig()
     stream = rig.connect()
