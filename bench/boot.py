@@ -31,6 +31,7 @@ from enclavekit import eif
 from enclavekit.eif import Arch, BytesContent, FileContent, Section, SectionType
 from enclavekit.eif.layout import HEADER_SIZE, SECTION_HEADER_SIZE
 from enclavekit.environment import data_directory, qemu_environment
+from enclavekit.hypervisor.accel import Accel
 from enclavekit.hypervisor.contract import MemoryRegion
 from enclavekit.hypervisor.launch import write_image
 from enclavekit.image.boot import boot_ramdisk
@@ -83,7 +84,8 @@ def until_line(command: list[str], environment: dict[str, str], fds: list[int]) 
 
 def common(qemu: Qemu, memory_fd: int, memory: int = MEMORY) -> list[str]:
     return [
-        *qemu.command, "-machine", MACHINE, "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", f"{memory // MIB}M",
+        *qemu.command, "-machine", MACHINE, "-accel", "tcg", "-cpu", Accel.TCG.cpu_model,
+        "-smp", "1", "-m", f"{memory // MIB}M",
         "-object", f"memory-backend-file,id=mem,size={memory},mem-path=/proc/self/fd/{memory_fd},share=on",
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio", "-device", "i8042",
     ]  # fmt: skip

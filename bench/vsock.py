@@ -2,14 +2,16 @@
 """How fast vsock is: throughput both ways, round trips and connections, ours and the Rust vhost-device-vsock's.
 
 One guest program (bench/guest/vsock.c) in one image per kernel; the host's side, in a process of its own, is the same
-for both devices, which take turns. The other device needs a guest kernel that it works with, Debian 12's 6.1:
+for both devices. They take turns, case by case, one guest beside the other, because the speed of a shared machine
+changes from second to second: figures are medians, and a ratio is the median of those of the turns. The other device
+needs a guest kernel that it works with, Debian 12's 6.1:
 
     python bench/vsock.py [--rounds N] [--integrity GIB] [--only WORD] [--other vhost-device-vsock --kernel vmlinuz
         --modules DIR]
 
 Without --other, ours alone with the runtime's kernel. A case in which the other device stalls is left out of the rounds
-that follow, so that they take a bounded time: about a minute each, and TIMEOUT_S for each case that stalls. Figures are
-medians; CRC-32 of all that went each way proves the integrity. Debian's package vhost-device-vsock has the program,
+that follow, so that they take a bounded time: under a minute each, and TIMEOUT_S for each case that stalls. CRC-32 of
+all that went each way proves the integrity. Debian's package vhost-device-vsock has the program,
 linux-image-6.1*-cloud-amd64 kernel and modules.
 """
 
@@ -59,7 +61,8 @@ SIZE = 64 << 20
 PINGS, DIALS, MANY_DIALS = 1000, 300, 10_000
 TIMEOUT_S, BOOT_TIMEOUT_S, LONG_TIMEOUT_S = 10, 60, 3600
 MAX_FAILED_BOOTS = 3
-GOALS = {"guest to host": 1.3, "host to guest": 1.0}
+TURNS = 5
+GOALS = {"guest to host": "at least 1.3", "host to guest": "at least 1.0", "round trip": "at most 1.0"}
 
 
 class OtherDevice(QemuEnclave):
@@ -286,47 +289,72 @@ def running(image: Path, program: str = "") -> Iterator[Guest]:
                     process.wait()
 
 
-def one_round(image: Path, names: list[str], program: str = "") -> dict[str, float]:
-    """The cases of these names; after one that fails, a fresh guest goes on with the next. What failed is not in it."""
-    found: dict[str, float] = {}
+def warm(guest: Guest) -> Guest:
+    guest.stream(sends=True, size=8 << 20, chunk=CHUNKS[1], streams=1)
+    return guest
+
+
+def alone(image: Path, names: list[str]) -> dict[str, float]:
+    """Medians of our device's figures, in one guest."""
+    with running(image) as guest:
+        warm(guest)
+        return {name: statistics.median(cases()[name](guest) for _ in range(TURNS)) for name in names}
+
+
+def one_round(image: Path, names: list[str], program: str, pairs: dict[str, list[tuple[float, float]]]) -> None:
+    """Two guests, one beside the other, measured in turns: (ours, other's) of each turn is added to ``pairs``.
+
+    A case in which the other device stalls is taken out of ``names``, and a fresh guest goes on with the next.
+    """
     left = list(names)
     failed_boots = 0
-    while left and failed_boots < MAX_FAILED_BOOTS:
-        name = ""
-        try:
-            with running(image, program) as guest:
-                guest.stream(sends=True, size=8 << 20, chunk=CHUNKS[1], streams=1)  # warms up
-                while left:
-                    name = left.pop(0)
-                    found[name] = cases()[name](guest)
-        except OSError as error:
-            if not program:
-                raise
-            failed_boots += not name
-            print(f"{program}: {name or 'before the first case'}: failed: {error!r}", flush=True)
-    print(f"a round, {program or 'ours'}: {json.dumps({name: round(found[name], 1) for name in found})}", flush=True)
-    return found
+    with running(image) as ours:
+        warm(ours)
+        while left and failed_boots < MAX_FAILED_BOOTS:
+            name = ""
+            try:
+                with running(image, program) as other:
+                    warm(other)
+                    while left:
+                        name = left.pop(0)
+                        case = cases()[name]
+                        turns = [(case(ours), _of_other(case, other)) for _ in range(TURNS)]
+                        pairs.setdefault(name, []).extend(turns)
+            except OtherStalledError as error:
+                names.remove(name)
+                print(f"{program}: {name}: {error}", flush=True)
+            except OSError as error:
+                failed_boots += 1
+                print(f"{program}: before the first case: {error!r}", flush=True)
 
 
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    found = {name: [one[name] for one in rounds if name in one] for name in cases()}
-    return {name: round(statistics.median(figures), 1) for name, figures in found.items() if figures}
+class OtherStalledError(Exception):
+    """The other device did not do what a case asks for."""
+
+
+def _of_other(case: Callable[[Guest], float], guest: Guest) -> float:
+    try:
+        return case(guest)
+    except OSError as error:
+        raise OtherStalledError(f"failed: {error!r}") from error
+
+
+def compare(pairs: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float, float]]:
+    """Medians: our figure, the other's, and the ratio of a turn."""
+    return {
+        name: (
+            round(statistics.median(ours for ours, _ in turns), 1),
+            round(statistics.median(other for _, other in turns), 1),
+            round(statistics.median(ours / other for ours, other in turns), 2),
+        )
+        for name, turns in pairs.items()
+    }
 
 
 def private_kib(pid: int) -> int:
     """Proportional anonymous memory of the process that has the device."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
-
-
-def _goes(name: str, rounds: list[dict[str, float]]) -> bool:
-    """Whether it has not failed in an earlier round."""
-    return all(name in one for one in rounds)
-
-
-def compare(ours: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """Ours by the other's, of each figure that both have."""
-    return {name: round(ours[name] / other[name], 2) for name in ours if name in other}
 
 
 def main() -> None:
@@ -344,6 +372,7 @@ def main() -> None:
         return
     result: dict[str, object] = {"rounds": options.rounds}
     names = [name for name in cases() if options.only in name]
+    names_of_both = list(names)
     with tempfile.TemporaryDirectory() as temporary:
         image, old_image = Path(temporary) / "image", Path(temporary) / "old"
         program = guest_program(Path(temporary))
@@ -352,22 +381,18 @@ def main() -> None:
             make_image(
                 Kernel(name=options.kernel.name, path=options.kernel, modules=options.modules), program, old_image
             )
-            ours: list[dict[str, float]] = []
-            other: list[dict[str, float]] = []
+            pairs: dict[str, list[tuple[float, float]]] = {}
             for _ in range(options.rounds):
-                ours.append(one_round(old_image, names))
-                other.append(one_round(old_image, [name for name in names if _goes(name, other)], options.other))
-            result |= {"ours": medians(ours), "other": medians(other)}
-            result["ratio"] = compare(medians(ours), medians(other))
-            for name, ratio in compare(medians(ours), medians(other)).items():
-                goal = next((f", goal: at least {goal}" for way, goal in GOALS.items() if name.startswith(way)), "")
-                goal = ", goal: at most 1.0" if name.startswith("round trip") else goal
-                print(f"{name}: {medians(ours)[name]} against {medians(other)[name]}: {ratio}{goal}", flush=True)
+                one_round(old_image, names_of_both, options.other, pairs)
+            result["compared"] = compare(pairs)
+            for name, (ours, other, ratio) in compare(pairs).items():
+                goal = next((goal for start, goal in GOALS.items() if name.startswith(start)), "none")
+                print(f"{name}: {ours} against {other}: {ratio}, goal: {goal}", flush=True)
         else:
             print("no comparison: it needs --other, --kernel and --modules")
-        alone = one_round(image, names)
-        result["default_guest"] = {name: round(figure, 1) for name, figure in alone.items()}
-        for name, figure in alone.items():
+        figures = alone(image, names)
+        result["default_guest"] = {name: round(figure, 1) for name, figure in figures.items()}
+        for name, figure in figures.items():
             print(f"default guest, {name}: {figure:.1f}", flush=True)
         if not options.only:
             with running(image) as guest:

@@ -237,7 +237,7 @@ class QemuEnclave:
         vsock, nsm = transports[0], transports[1] if len(transports) > 1 else None
         return [
             *("-machine", MACHINE, "-accel", self._carrier.accel, "-smp", str(self._cpus), "-m", f"{size // MIB}M"),
-            *("-cpu", "host" if self._carrier.accel is Accel.KVM else "max"),
+            *("-cpu", self._carrier.accel.cpu_model),
             *("-object", f"memory-backend-file,id=mem,size={size},mem-path=/proc/self/fd/{memory},share=on"),
             *("-bios", f"/proc/self/fd/{rom_fd}"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

@@ -161,7 +161,7 @@ class Parent:
         return [
             *("-machine", "q35,memory-backend=mem", "-m", f"{size // MIB}M"),
             *("-accel", "kvm" if self._accel is Accel.KVM else "tcg,thread=multi"),
-            *("-cpu", "host" if self._accel is Accel.KVM else "max"),
+            *("-cpu", self._accel.cpu_model),
             *("-smp", f"{options.cpus},sockets=1,cores={cores},threads={THREADS_PER_CORE}"),
             *("-object", f"memory-backend-file,id=mem,size={size},mem-path=/proc/self/fd/{memory},share=on"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

@@ -39,3 +39,8 @@ def test_asking_for_a_kvm_that_is_not_there() -> None:
         choose(Accel.KVM, probe=absent)
     assert str(caught.value) == "KVM cannot be used: /dev/kvm: no such file or directory"
     assert caught.value.hint == "leave --accel out: TCG is used then"
+
+
+def test_an_emulated_guest_is_told_that_string_instructions_are_slow() -> None:
+    assert Accel.KVM.cpu_model == "host"
+    assert set(Accel.TCG.cpu_model.split(",")) >= {"erms=off", "fsrm=off"}
