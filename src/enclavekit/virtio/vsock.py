@@ -63,7 +63,12 @@ TX_BATCH = 64
 RX_BATCH = 256
 
 BULK = 4096
-"""Bytes in one go from which on the guest does not wait for its tx buffers: each return of some interrupts it."""
+"""Bytes in one go from which on the guest mostly does not wait for its tx buffers: each return of some interrupts it.
+
+It does where its program has used up the credit: Linux 6.12 (not 6.1) wakes the writer for new credit only once the
+packets are back. So they go back with whatever is sent to the guest, which credit is, and after a packet shorter than
+the one before: as long as there is credit, and more to send, all are of one size.
+"""
 KEEP_S = 0.001
 """They are kept about as long (epoll waits for whole milliseconds), and no more chains than an eighth of the queue."""
 
@@ -164,6 +169,8 @@ class VsockDevice:
         self._done: list[int] = []
         """Chains of the tx queue that are to be given back."""
         self._returning: Timer | None = None
+        self._last_size = 0
+        """Bytes of payload of the last packet from the guest."""
         self._links: dict[tuple[int, int, int], _Link] = {}
         self._draining: set[_Link] = set()
         """Closed by the guest, but not all that it sent is delivered."""
@@ -323,12 +330,15 @@ class VsockDevice:
         if queue is None or (chain := queue.pop()) is None:
             return False
         done, received = self._done, self.received
+        before = received
         while chain is not None:
+            before = self.received
             self._take(chain)
             done.append(chain.head)  # given back afterwards: somebody waits for what the next packet brings
             limit -= 1
             chain = queue.pop() if limit else None
-        if self.received - received < BULK or len(done) >= queue.size // 8:
+        last_size, self._last_size = self._last_size, self.received - before
+        if self.received - received < BULK or self._last_size < last_size or len(done) >= queue.size // 8:
             self._return_tx()
         elif self._returning is None:
             self._returning = self._call_later(KEEP_S, self._return_tx)
@@ -528,6 +538,8 @@ class VsockDevice:
                     self._rx.signal()  # the guest begins while the next turn is read
             if link.readable or connection.wanted:
                 self._queue(link)
+        if self._done:
+            self._return_tx()
         self._rx.signal()
         if not self._spare:
             self._find_buffer()  # beforehand: looking takes longer than anything else here

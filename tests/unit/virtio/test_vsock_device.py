@@ -292,6 +292,38 @@ def test_what_was_kept_goes_back_with_a_small_packet() -> None:
     assert rig.guest.tx.used_index == before + 2
 
 
+def test_what_was_kept_goes_back_when_packets_become_shorter() -> None:
+    rig = Rig(slot=4 * BULK)
+    rig.connect()
+    before, interrupts = rig.guest.tx.used_index, rig.guest.tx.interrupts
+    for size in (2 * BULK, 2 * BULK, 2 * BULK - 1):
+        assert rig.guest.tx.used_index == before
+        rig.send(Op.RW, bytes(size))
+    assert (rig.guest.tx.used_index, rig.guest.tx.interrupts) == (before + 3, interrupts + 1)
+
+
+def test_what_was_kept_goes_back_with_new_credit() -> None:
+    rig = Rig(slot=UPDATE_AFTER // 2)
+    rig.connect()
+    before, interrupts = rig.guest.tx.used_index, rig.guest.tx.interrupts
+    for _ in range(4):
+        assert rig.guest.tx.used_index == before
+        rig.send(Op.RW, bytes(UPDATE_AFTER // 4))
+    assert rig.receive_ops() == [Op.CREDIT_UPDATE]
+    assert (rig.guest.tx.used_index, rig.guest.tx.interrupts) == (before + 4, interrupts + 1)
+
+
+def test_what_was_kept_goes_back_with_data_for_the_guest() -> None:
+    rig = Rig(slot=2 * BULK)
+    stream = rig.connect()
+    before = rig.guest.tx.used_index
+    rig.send(Op.RW, bytes(BULK))
+    assert rig.guest.tx.used_index == before
+    stream.give(b"x")
+    rig.work()
+    assert rig.guest.tx.used_index == before + 1
+
+
 def test_a_queue_that_stops_keeps_nothing() -> None:
     rig = Rig(slot=2 * BULK)
     rig.connect()
