@@ -4,7 +4,8 @@
 Source: virtio 1.2 §2.7. Three arrays in guest memory, little-endian: descriptors {addr u64, len u32, flags u16,
 next u16}; the available ring {flags u16, idx u16, ring u16[size]}, written by the driver; the used ring {flags u16,
 idx u16, ring {id u32, len u32}[size]}, written by us. With INDIRECT, a descriptor may stand for a table of descriptors
-elsewhere. EVENT_IDX is not offered: the flags tell either side when the other looks by itself, which is when it pays.
+elsewhere. EVENT_IDX is not offered: the flags tell either side when the other looks by itself, and Linux's vsock driver
+gains nothing from more (docs/vsock.md).
 
 The driver is not trusted: whatever breaks the rules raises ``VirtqueueError``, and the queue is not to be used again.
 Order of stores: CPython stores in program order and x86 keeps it, so an element is visible before the index that
