@@ -86,9 +86,9 @@ class LabEnclave:
         return self._order.cid
 
     def start(self) -> None:
-        """Returns at once."""
-        self._loop.call(self._boot)
+        """Returns at once. ``RuntimeError`` where there can be no thread: then only ``stop`` is left to do."""
         self._loop.start(self._name)
+        self._loop.call(self._boot)
 
     def stop(self, *, wait: bool = False) -> None:
         """From another thread. One that runs has ended when this returns; one that boots soon does, unless waited for.

@@ -96,7 +96,14 @@ class LabHypervisor:
                 donated.close()
                 raise
             self._enclaves[slot.uid] = made
-            made.start()
+            try:
+                made.start()
+                return
+            except RuntimeError:
+                pass
+        made.stop(wait=True)
+        donated.close()
+        raise OSError(errno.EAGAIN, "this machine gives no more threads")
 
     def _choose_cid(self, wanted: int) -> int:
         taken = {enclave.cid for enclave in self._enclaves.values()}

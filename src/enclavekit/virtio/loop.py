@@ -109,9 +109,13 @@ class Loop:
             return True
 
     def start(self, name: str) -> None:
-        """In a thread of its own, from now until ``stop`` or an error."""
+        """In a thread of its own, from now until ``stop`` or an error. ``RuntimeError`` where there can be none."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = None
+            raise
 
     def stop(self) -> None:
         """End, and wait for the thread. Twice does no harm."""

@@ -9,6 +9,7 @@ import itertools
 import os
 import queue
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -321,6 +322,24 @@ def test_a_bug_is_answered_and_said_too(lab: Lab) -> None:
     lab.hypervisor.free(slot)
     lab.hypervisor.close()
     assert lab.log == ["enclave 16: ZeroDivisionError('a bug')"]
+
+
+def test_without_another_thread_it_does_not_start_and_leaves_its_place(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    slot = lab.slot(1)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        assert [lab.start(slot) for _ in range(5)] == [(-errno.EAGAIN, 0)] * 5
+    assert lab.log == ["slot 0x1 does not start: this machine gives no more threads"] * 5
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    lab.hypervisor.stop(slot)
+    assert lab.start(slot)[0] == 0
+    assert lab.ended.empty()
 
 
 def test_freed_while_it_boots(lab: Lab) -> None:

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from enclavekit.virtio.loop import Loop, LoopTimer
 
 
@@ -230,3 +232,17 @@ def test_no_file_is_left_open() -> None:
     rig.loop.start("test")
     rig.loop.stop()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_loop_that_gets_no_thread_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    rig = Rig()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(RuntimeError):
+            rig.loop.start("test")
+    rig.loop.stop()
+    assert rig.ended.is_set()
+    assert not rig.loop.call(lambda: None)
