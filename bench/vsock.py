@@ -310,6 +310,21 @@ def running(image: Path, program: str = "") -> Iterator[Guest]:
                     process.wait()
 
 
+class StalledError(Exception):
+    """A device did not do what a case asks for."""
+
+    def __init__(self, guest: Guest, error: OSError) -> None:
+        super().__init__(f"failed: {error!r}")
+        self.guest = guest
+
+
+def measure(case: Callable[[Guest], float], guest: Guest) -> float:
+    try:
+        return case(guest)
+    except OSError as error:
+        raise StalledError(guest, error) from error
+
+
 def warm(guest: Guest) -> Guest:
     guest.stream(sends=True, size=8 << 20, chunk=CHUNKS[1], streams=1)
     return guest
@@ -339,25 +354,16 @@ def one_round(image: Path, names: list[str], program: str, pairs: dict[str, list
                     while left:
                         name = left.pop(0)
                         case = cases()[name]
-                        turns = [(case(ours), _of_other(case, other)) for _ in range(TURNS)]
+                        turns = [(measure(case, ours), measure(case, other)) for _ in range(TURNS)]
                         pairs.setdefault(name, []).extend(turns)
-            except OtherStalledError as error:
+            except StalledError as error:
+                if error.guest is ours:
+                    raise
                 names.remove(name)
                 print(f"{program}: {name}: {error}", flush=True)
             except OSError as error:
                 failed_boots += 1
                 print(f"{program}: before the first case: {error!r}", flush=True)
-
-
-class OtherStalledError(Exception):
-    """The other device did not do what a case asks for."""
-
-
-def _of_other(case: Callable[[Guest], float], guest: Guest) -> float:
-    try:
-        return case(guest)
-    except OSError as error:
-        raise OtherStalledError(f"failed: {error!r}") from error
 
 
 def compare(pairs: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float, float]]:

@@ -330,14 +330,13 @@ class VsockDevice:
         if queue is None or (chain := queue.pop()) is None:
             return False
         done, received = self._done, self.received
-        before = received
         while chain is not None:
-            before = self.received
+            before_last = self.received
             self._take(chain)
             done.append(chain.head)  # given back afterwards: somebody waits for what the next packet brings
             limit -= 1
             chain = queue.pop() if limit else None
-        last_size, self._last_size = self._last_size, self.received - before
+        last_size, self._last_size = self._last_size, self.received - before_last
         if self.received - received < BULK or self._last_size < last_size or len(done) >= queue.size // 8:
             self._return_tx()
         elif self._returning is None:
