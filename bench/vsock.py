@@ -10,7 +10,7 @@ needs a guest kernel that it works with, Debian 12's 6.1:
         --modules DIR]
 
 Without --other, ours alone with the runtime's kernel. A case in which the other device stalls is left out of the rounds
-that follow, so that they take a bounded time: under a minute each, and TIMEOUT_S for each case that stalls. CRC-32 of
+that follow, so that they take a bounded time: about a minute each, and TIMEOUT_S for each case that stalls. CRC-32 of
 all that went each way proves the integrity. Debian's package vhost-device-vsock has the program,
 linux-image-6.1*-cloud-amd64 kernel and modules.
 """
@@ -325,9 +325,8 @@ def measure(case: Callable[[Guest], float], guest: Guest) -> float:
         raise StalledError(guest, error) from error
 
 
-def warm(guest: Guest) -> Guest:
+def warm(guest: Guest) -> None:
     guest.stream(sends=True, size=8 << 20, chunk=CHUNKS[1], streams=1)
-    return guest
 
 
 def alone(image: Path, names: list[str]) -> dict[str, float]:
