@@ -14,7 +14,7 @@ from enclavekit.virtio.host_sockets import CONNECT_TIMEOUT_S, MAX_PORT, HostAddr
 from enclavekit.virtio.loop import Loop
 from enclavekit.virtio.streams import HEARTBEAT_PORT, HeartbeatStream, SocketStream
 from enclavekit.virtio.transport import AnyTransport, attach
-from enclavekit.virtio.vsock import VsockDevice
+from enclavekit.virtio.vsock import BULK, VsockDevice
 from enclavekit.virtio.vsock_host import Outcome, Route, Stream
 from enclavekit.virtio.vsock_packet import PARENT_CID, VMADDR_CID_HOST
 
@@ -60,7 +60,7 @@ class VsockBackend:
         self._enclave_id = enclave_id
         self._directory = directory
         self._on_failure = on_failure
-        self._loop = Loop(self._work, self._end)
+        self._loop = Loop(self._work, self._end, peek=self._peek)
         routes: dict[int, Route] = {}
         if network is None:
             services: dict[int, Callable[[], Stream]] = {
@@ -140,7 +140,15 @@ class VsockBackend:
         self._loop.stop()
 
     def _work(self) -> bool:
-        return self._device.process()
+        device = self._device
+        before = device.received + device.sent
+        more = device.process()
+        if 0 < device.received + device.sent - before < BULK and self._network is None:
+            self._loop.expect()  # a few bytes are a question or an answer
+        return more
+
+    def _peek(self) -> bool:
+        return self._device.peek()
 
     def _hang_up(self) -> None:
         """The guest is gone. What it has sent is still being delivered."""

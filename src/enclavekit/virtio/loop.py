@@ -20,6 +20,11 @@ from collections.abc import Callable
 MAX_EVENTS = 64
 """That are dealt with before ``work``."""
 
+LOOK_S = 250e-6
+"""How long to look for what is expected. A guest's answer takes half of it; to sleep and be woken, a tenth and more."""
+MAX_BLIND = 63
+"""Expectations that are not looked for after many that were disappointed: little time is lost where none come true."""
+
 
 class LoopTimer:
     """A call in the future."""
@@ -48,14 +53,20 @@ class LoopTimer:
 class Loop:
     """``work`` follows every batch of events and is repeated while it returns True.
 
+    ``peek`` says whether there is work that no event tells of; from then on until ``work`` none has to.
     ``on_end`` is the last call with files to watch; ``on_closed`` comes when the loop itself has none open any more.
     ``watch``, ``change``, ``forget``, ``retire`` and ``call_later`` are for the loop's own thread, or before it starts.
     """
 
     def __init__(
-        self, work: Callable[[], bool], on_end: Callable[[], None], on_closed: Callable[[], None] = lambda: None
+        self,
+        work: Callable[[], bool],
+        on_end: Callable[[], None],
+        on_closed: Callable[[], None] = lambda: None,
+        peek: Callable[[], bool] = lambda: False,
     ) -> None:
         self._work = work
+        self._peek = peek
         self._on_end = on_end
         self._on_closed = on_closed
         self.error: BaseException | None = None
@@ -71,6 +82,10 @@ class Loop:
         self._ended = False
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._look_until = 0.0
+        """While something is expected."""
+        self._blind = self._blind_left = 0
+        """How many expectations there are to be without a look: twice as many after each that was disappointed."""
 
     def watch(self, fd: int, callback: Callable[[int], None] | None, events: int = select.EPOLLIN) -> None:
         """Call back with the events that came up, from now on; None: to be woken is enough."""
@@ -108,6 +123,15 @@ class Loop:
             os.eventfd_write(self._wake, 1)
             return True
 
+    def expect(self) -> None:
+        """From ``work``: what was done is likely to be answered soon, and then expected again."""
+        if self._blind_left:
+            self._blind_left -= 1
+            return
+        if self._look_until:
+            self._blind = 0  # the last one came true
+        self._look_until = time.monotonic() + LOOK_S
+
     def start(self, name: str) -> None:
         """In a thread of its own, from now until ``stop`` or an error. ``RuntimeError`` where there can be none."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -142,7 +166,11 @@ class Loop:
     def _turn(self, more: bool) -> bool:
         """Timers, events, work; ``more``: without waiting. Returns what ``work`` does."""
         timeout_s = self._fire() if self._timers else None
-        for fd, events in self._epoll.poll(0.0 if more else timeout_s, MAX_EVENTS):
+        if self._look_until and not more:
+            ready = self._look()
+        else:
+            ready = self._epoll.poll(0.0 if more else timeout_s, MAX_EVENTS)
+        for fd, events in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback(events)
@@ -150,6 +178,16 @@ class Loop:
         if self._retired:
             self._close_retired()
         return more
+
+    def _look(self) -> list[tuple[int, int]]:
+        """Look for what is expected, without sleeping while there is time left. Work is to follow."""
+        while not (ready := self._epoll.poll(0.0, MAX_EVENTS)) and not self._peek():
+            if time.monotonic() > self._look_until:
+                self._look_until = 0.0
+                self._blind = self._blind_left = min(2 * self._blind + 1, MAX_BLIND)
+                break
+            os.sched_yield()  # there may be more to do than processors
+        return ready
 
     def _fire(self) -> float | None:
         """Call what is due; returns how long there will be nothing to do, None: for ever."""

@@ -48,8 +48,9 @@ class GuestMemory:
         # The largest first: that is where buffers are.
         ordered.sort(key=lambda region: len(region.buffer), reverse=True)
         self._regions = [(region.gpa, region.gpa + len(region.buffer), region.buffer) for region in ordered]
-        self.main = self._regions[0] if self._regions else (0, 0, memoryview(b""))
-        """The largest region, from its address to its end: for those who look up much."""
+        largest = ordered[0] if ordered else MemoryRegion(0, memoryview(b""))
+        self.main = (largest.gpa, len(largest.buffer), largest.buffer)
+        """The largest region: its address, size and buffer, for those who look up much."""
 
     def view(self, gpa: int, length: int) -> memoryview:
         """The ``length`` bytes at ``gpa``, writable, all in one region."""

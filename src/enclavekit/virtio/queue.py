@@ -35,6 +35,11 @@ DESCRIPTOR = Struct(
     "H"  # 0xe next, index
 )
 DESCRIPTOR_SIZE = DESCRIPTOR.size
+TWO_DESCRIPTORS = Struct(
+    "<"
+    "QIHH"  # 0x00 the first
+    "QIHH"  # 0x10 the second
+)
 USED_ELEMENT = Struct(
     "<"
     "I"  # 0x0 id, index of the chain's head
@@ -52,9 +57,6 @@ VIRTQ_USED_F_NO_NOTIFY = 1
 
 RING_HEADER_SIZE = 4
 """flags and idx, before either ring's elements."""
-
-KNOWN_TABLES, KNOWN_LENGTH = 256, 4
-"""How many tables are remembered, and how many descriptors these have at most."""
 
 Parts = tuple[list[memoryview], list[memoryview]]
 """Of a chain: to read, and to write."""
@@ -107,8 +109,6 @@ class Virtqueue:
         self._used = used[: used_size(size)]
         self._used_index = self._used[:RING_HEADER_SIZE].cast("H")
         self._longest_table = descriptors_size(size) if indirect else 0
-        self._known: dict[bytes, Parts] = {}
-        """What tables mean that were read lately: a driver gets the same pieces of memory again and again."""
         self._interrupt = interrupt
         self._next = base
         self._next_used = self._used_index[1]
@@ -125,6 +125,13 @@ class Virtqueue:
         """Index of the next available entry, modulo 2^16: where a later run would go on."""
         return self._next
 
+    def peek(self) -> bool:
+        """Whether there is a chain. The driver is not to kick us until ``pop`` finds none."""
+        if self._kicks:
+            self._kicks = False
+            self._used_index[0] = VIRTQ_USED_F_NO_NOTIFY
+        return self._available[1] != self._next
+
     def pop(self) -> Chain | None:
         """The next chain, or None where the driver has made none available: it kicks us when there is one."""
         if not self._pending and not self._look():
@@ -136,27 +143,36 @@ class Virtqueue:
         parts: Parts | None = None
         if head < self.size:
             address, length, flags, _ = DESCRIPTOR.unpack_from(self._descriptors, head * DESCRIPTOR_SIZE)
-            if not flags & ~VIRTQ_DESC_F_WRITE:  # mostly it is one descriptor, and in the memory where most is
-                start, end, memory = self._memory.main
-                if start <= address < address + length <= end:
-                    part = [memory[address - start : address - start + length]]
-                    parts = ([], part) if flags else (part, [])
-            elif flags == VIRTQ_DESC_F_INDIRECT:
-                parts = self._of_table(head, self._table(head, address, length, flags))
+            # Mostly it is one descriptor, or a table of two, in the memory where most is.
+            gpa, size, memory = self._memory.main
+            start = address - gpa
+            if not 0 <= start < (end := start + length) <= size:
+                pass
+            elif not flags & ~VIRTQ_DESC_F_WRITE:
+                part = [memory[start:end]]
+                parts = ([], part) if flags else (part, [])
+            elif flags == VIRTQ_DESC_F_INDIRECT and length == TWO_DESCRIPTORS.size <= self._longest_table:
+                parts = self._two(start)
         if parts is None:
             parts = self._walk(head, self._descriptors, self.size, head)
         return tuple.__new__(Chain, (head, *parts))  # a NamedTuple's own is slow
 
-    def _of_table(self, head: int, table: bytes) -> Parts:
-        parts = self._known.get(table)
-        if parts is None:
-            entries = len(table) // DESCRIPTOR_SIZE
-            parts = self._walk(head, table, entries, 0)
-            if entries <= KNOWN_LENGTH:
-                if len(self._known) == KNOWN_TABLES:
-                    self._known.clear()
-                self._known[table] = parts
-        return parts
+    def _two(self, at: int) -> Parts | None:
+        """Of the table at this place; None unless both descriptors are as usual."""
+        gpa, size, memory = self._memory.main
+        address, length, flags, following, address_2, length_2, flags_2, _ = TWO_DESCRIPTORS.unpack_from(memory, at)
+        start, start_2 = address - gpa, address_2 - gpa
+        end, end_2 = start + length, start_2 + length_2
+        if (
+            flags_2 & ~VIRTQ_DESC_F_WRITE
+            or flags != flags_2 | VIRTQ_DESC_F_NEXT
+            or following != 1
+            or not 0 <= start < end <= size
+            or not 0 <= start_2 < end_2 <= size
+        ):
+            return None
+        parts = [memory[start:end], memory[start_2:end_2]]
+        return ([], parts) if flags_2 else (parts, [])
 
     def _walk(self, head: int, table: memoryview | bytes, entries: int, index: int) -> Parts:
         """From a table's descriptor ``index`` to the end of the chain."""

@@ -211,6 +211,10 @@ class VsockDevice:
             self._tx = None
         self.reset()
 
+    def peek(self) -> bool:
+        """Whether the guest has sent something. It need not tell us of more before the next ``process``."""
+        return self._tx is not None and self._tx.peek()
+
     def process(self) -> bool:
         """Do what can be done, in bounded time; True when there is more."""
         try:

@@ -152,6 +152,96 @@ def test_calls_that_call_again_do_not_hold_the_loop() -> None:
     assert count > 0
 
 
+class Expecting:
+    """A loop, turned by hand, whose work expects something ``wanted`` times. Nothing is there before the third look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, look_s: float) -> None:
+        monkeypatch.setattr("enclavekit.virtio.loop.LOOK_S", look_s)
+        self.wanted = self.looks = self.works = 0
+        self.found_at = 3
+        self.loop = Loop(self._work, lambda: None, peek=self._peek)
+
+    def _work(self) -> bool:
+        self.works += 1
+        if self.wanted:
+            self.wanted -= 1
+            self.loop.expect()
+        return False
+
+    def _peek(self) -> bool:
+        self.looks += 1
+        return self.looks == self.found_at
+
+    def event(self) -> None:
+        """One that finds the loop asleep."""
+        self.loop.call(lambda: None)
+        self.loop._turn(False)
+
+    def disappointed(self) -> bool:
+        """An event, after which something is expected that does not come: was it looked for?"""
+        before, self.found_at = self.looks, 0
+        self.wanted = 1
+        self.event()
+        if self.loop._look_until:
+            self.loop._turn(False)
+        return self.looks > before
+
+
+def test_what_is_expected_is_found_without_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Expecting(monkeypatch, 10.0)
+    rig.event()
+    assert (rig.looks, rig.works) == (0, 1)
+    rig.wanted = 1
+    rig.event()
+    rig.loop._turn(False)
+    assert (rig.looks, rig.works) == (3, 3)
+    rig.loop.stop()
+
+
+def test_an_event_ends_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Expecting(monkeypatch, 10.0)
+    rig.wanted = 1
+    rig.event()
+    rig.event()
+    assert (rig.looks, rig.works) == (0, 2)
+    rig.loop.stop()
+
+
+def test_work_that_is_not_done_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Expecting(monkeypatch, 10.0)
+    rig.wanted = 1
+    rig.event()
+    rig.loop._turn(True)
+    assert (rig.looks, rig.works) == (0, 2)
+    rig.loop.stop()
+
+
+def test_where_expectations_are_disappointed_there_are_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work follows each, since who peeked may not have been told."""
+    rig = Expecting(monkeypatch, 0.0)
+    looked = [number for number in range(400) if rig.disappointed()]
+    assert looked == [0, 2, 6, 14, 30, 62, 126, 190, 254, 318, 382]
+    assert rig.works == 400 + len(looked)
+    rig.loop.stop()
+
+
+def test_an_expectation_that_comes_true_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Expecting(monkeypatch, 0.0)
+    for _ in range(7):
+        rig.disappointed()
+    monkeypatch.setattr("enclavekit.virtio.loop.LOOK_S", 10.0)
+    rig.looks, rig.found_at, rig.wanted = 0, 3, 9
+    for _ in range(8):
+        rig.event()  # the last disappointment was not long ago
+    assert rig.loop._look_until
+    rig.loop._turn(False)
+    monkeypatch.setattr("enclavekit.virtio.loop.LOOK_S", 0.0)
+    assert rig.looks == 3
+    rig.loop._turn(False)
+    assert [rig.disappointed() for _ in range(4)] == [False, True, False, False]
+    rig.loop.stop()
+
+
 def test_stop_ends_the_thread_and_later_calls_are_refused() -> None:
     rig = Rig()
     rig.loop.start("test")

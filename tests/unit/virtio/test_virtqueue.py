@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from enclavekit.errors import VirtqueueError
@@ -12,7 +15,6 @@ from enclavekit.testing.virtio import MockQueue
 from enclavekit.virtio.memory import GuestMemory, MemoryRegion
 from enclavekit.virtio.queue import (
     DESCRIPTOR,
-    KNOWN_TABLES,
     USED_ELEMENT,
     VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT,
@@ -259,17 +261,77 @@ def test_a_table_that_was_read_before() -> None:
         assert read(where, buffer) == buffer
 
 
-def test_tables_are_remembered_within_bounds() -> None:
-    rig = Rig()
-    table = rig.driver.table_gpa(0)
-    rig.driver.describe(0, table, 16, VIRTQ_DESC_F_INDIRECT)
-    for length in range(1, 3 * KNOWN_TABLES):
-        rig.driver.describe(0, 0, length, table=table)
-        rig.driver.offer(0)
-        chain = rig.device.pop()
+EDGES = st.sampled_from([0, 1, 0xFFF, 0x1000, 0x1001, 0xFFFF, 0x10000, 1 << 32, (1 << 64) - 1])
+DESCRIPTORS = st.tuples(EDGES, EDGES.map(lambda value: value & 0xFFFFFFFF), st.integers(0, 7), st.integers(0, 3))
+
+
+@given(first=DESCRIPTORS, second=DESCRIPTORS, gpa=st.sampled_from([0, 0x1000]))
+@example(first=(0x1000, 1, NEXT, 1), second=(0x1000, 0xFFF, 0, 0), gpa=0)
+@example(first=(0x1000, 1, NEXT | WRITE, 1), second=(0x1000, 0xFFF, WRITE, 0), gpa=0)
+@example(first=(0x1000, 1, NEXT, 1), second=(0x1000, 0x10000, 0, 0), gpa=0x1000)
+@example(first=(0x1000, 1, NEXT, 0), second=(0x1000, 1, 0, 0), gpa=0)
+@example(first=(0x1000, 1, NEXT, 1), second=(0x1000, 1, NEXT, 0), gpa=0)
+@example(first=(0, 1, NEXT, 1), second=(0x1000, 0xF000, 0, 0), gpa=0x1000)
+def test_a_table_of_two_is_read_as_any_other(
+    first: tuple[int, int, int, int], second: tuple[int, int, int, int], gpa: int
+) -> None:
+    """Which has a way of its own, by which there must be no other answer."""
+    buffer = memoryview(bytearray(0x10000))
+    queue = MockQueue("tx", buffer, gpa, size=SIZE, slot=SLOT)
+    regions = [MemoryRegion(start, buffer[start:end]) for start, end in ((0, gpa), (gpa, len(buffer))) if start < end]
+    device = queue.for_device(GuestMemory(regions))
+    table = queue.table_gpa(0)
+    queue.describe(0, *first, table=table)
+    queue.describe(1, *second, table=table)
+    queue.describe(0, table, 32, VIRTQ_DESC_F_INDIRECT)
+    queue.offer(0)
+
+    def seen(read: Callable[[], object]) -> object:
+        try:
+            return read()
+        except VirtqueueError as error:
+            return str(error)
+
+    def popped() -> object:
+        chain = device.pop()
         assert chain is not None
-        assert len(chain.readable[0]) == length
-        assert len(rig.device._known) <= KNOWN_TABLES
+        return places(chain.readable), places(chain.writable)
+
+    def walked() -> object:
+        readable, writable = device._walk(0, device._descriptors, SIZE, 0)
+        return places(readable), places(writable)
+
+    def places(parts: list[memoryview]) -> list[tuple[int, int]]:
+        here = address_of(buffer)
+        return [(address_of(part) - here, len(part)) for part in parts]
+
+    assert seen(popped) == seen(walked)
+
+
+def address_of(view: memoryview) -> int:
+    """In this process."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def test_who_peeks_is_not_kicked_until_a_look_that_finds_nothing() -> None:
+    rig = Rig()
+    assert not rig.device.peek()
+    assert not rig.driver.wants_kicks()
+    head = rig.driver.add(readable=[b"x"])
+    assert rig.device.peek()
+    chain = rig.device.pop()
+    assert chain is not None
+    assert chain.head == head
+    assert not rig.device.peek()
+    assert rig.device.pop() is None
+    assert rig.driver.wants_kicks()
+
+
+def test_what_comes_while_kicks_are_being_asked_for_again_is_seen() -> None:
+    rig = Rig()
+    assert not rig.device.peek()
+    rig.driver.add(readable=[b"x"])  # without a kick, as the driver may still see that none is wanted
+    assert rig.device.pop() is not None
 
 
 def test_an_indirect_descriptor_may_end_a_chain() -> None:

@@ -19,7 +19,7 @@ from enclavekit.testing.vsock_guest import MockGuest
 from enclavekit.virtio.backend import VsockBackend
 from enclavekit.virtio.host_sockets import MAX_PATH, socket_path
 from enclavekit.virtio.streams import HEARTBEAT
-from enclavekit.virtio.vsock import TX
+from enclavekit.virtio.vsock import BULK, TX
 from enclavekit.virtio.vsock_packet import SHUTDOWN_BOTH, SHUTDOWN_SEND, Op
 
 CID = 20
@@ -267,6 +267,41 @@ def test_a_refused_client_is_hung_up_on(rig: Rig) -> None:
         header = rig.guest.expect(Op.REQUEST)
         rig.guest.send(Op.RST, 7000, header.src_port)
         assert client.recv(100) == b""
+
+
+def test_a_conversation_goes_on_without_kicks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enclavekit.virtio.loop.LOOK_S", TIMEOUT_S)
+    with rig.listen(rig.directory / "vsock.sock_5000") as listener:
+        rig.guest.send(Op.REQUEST, 1024, 5000)
+        rig.guest.expect(Op.RESPONSE)
+        client, _ = listener.accept()
+        with client:
+            client.settimeout(TIMEOUT_S)
+            rig.guest.send(Op.RW, 1024, 5000, b"who are you?")
+            assert client.recv(100) == b"who are you?"
+            rig.guest.driver.send(Op.RW, 1024, 5000, b"where?")  # not another word of it
+            assert client.recv(100) == b"where?"
+            client.sendall(b"here")
+            assert rig.guest.read(4) == b"here"
+            rig.guest.driver.send(Op.CREDIT_UPDATE, 1024, 5000)
+            rig.guest.driver.send(Op.RW, 1024, 5000, b"thanks")
+            assert client.recv(100) == b"thanks"
+
+
+def test_after_much_data_the_guest_is_to_kick(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enclavekit.virtio.loop.LOOK_S", TIMEOUT_S)
+    with rig.listen(rig.directory / "vsock.sock_5000") as listener:
+        rig.guest.send(Op.REQUEST, 1024, 5000)
+        rig.guest.expect(Op.RESPONSE)
+        client, _ = listener.accept()
+        with client:
+            client.settimeout(TIMEOUT_S)
+            for _ in range(4):
+                rig.guest.driver.send(Op.RW, 1024, 5000, bytes(BULK // 4))
+            rig.guest.front.kick(TX)
+            assert client.recv(BULK, socket.MSG_WAITALL) == bytes(BULK)
+            rig.guest.front.wait(TX)
+            assert rig.guest.driver.tx.wants_kicks()
 
 
 def test_bulk_data_survives_a_slow_reader(rig: Rig) -> None:
