@@ -414,6 +414,11 @@ def main() -> None:
             for name, (ours, other, ratio) in compare(pairs).items():
                 goal = next((goal for start, goal in GOALS.items() if name.startswith(start)), "none")
                 print(f"{name}: {ours} against {other}: {ratio}, goal: {goal}", flush=True)
+            for way, goal in GOALS.items():
+                ratios = [ratio for name, (_, _, ratio) in compare(pairs).items() if name.startswith(way)]
+                if len(ratios) > 1:
+                    mean = statistics.geometric_mean(ratios)
+                    print(f"{way}, geometric mean of {len(ratios)}: {mean:.2f}, goal: {goal}", flush=True)
         else:
             print("no comparison: it needs --other, --kernel and --modules")
         figures = alone(image, names)

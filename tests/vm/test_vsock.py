@@ -74,6 +74,18 @@ def test_much_data_both_ways(enclave: Enclave, rootfs: Path, answering: tuple[li
     assert data == (PATTERN * (size // 251 + 1))[:size]
 
 
+@pytest.mark.parametrize("buffer", [100_000, 4096])
+def test_much_data_both_ways_of_a_program_with_small_buffers(
+    enclave: Enclave, rootfs: Path, answering: tuple[list[bytes], list[object]], buffer: int
+) -> None:
+    """Linux has no more under way than it could buffer itself, and goes on when it hears that this much was read."""
+    size = 1 << 20
+    command = ("vsock", "blast", "5000", str(size), str(buffer))
+    done = enclave("run", f"dir:{rootfs}", "--logs", "--timeout", "60", "--", *command)
+    assert (done.returncode, done.stdout) == (0, f"{size} bytes came back\n"), done.stderr
+    assert answering[0] == [(PATTERN * (size // 251 + 1))[:size]]
+
+
 def test_a_port_where_nobody_listens_is_refused_at_once(enclave: Enclave, rootfs: Path) -> None:
     done = enclave("run", f"dir:{rootfs}", "--logs", "--", "vsock", "dial", "5001", "x")
     assert done.returncode == 1

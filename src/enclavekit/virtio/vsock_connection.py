@@ -25,9 +25,6 @@ from enclavekit.virtio.vsock_packet import (
 BUF_ALLOC = 256 * 1024
 """Bytes that we buffer for a connection whose host side does not read."""
 
-UPDATE_AFTER = BUF_ALLOC // 2
-"""Consumed bytes that the peer has not been told of before we tell it unasked."""
-
 MAX_IN_FLIGHT = 1 << 30
 """However much a peer says it can buffer. It also makes a fwd_cnt that runs ahead recognisable."""
 
@@ -95,6 +92,7 @@ class Connection:
         "_told_fwd_cnt",
         "_transitions",
         "_tx_cnt",
+        "_update_after",
         "local",
         "local_shutdown",
         "peer",
@@ -110,18 +108,27 @@ class Connection:
         self.peer_shutdown = 0
         self._tx_cnt = self._rx_cnt = self._fwd_cnt = self._told_fwd_cnt = 0
         self._peer_buf_alloc = self._peer_fwd_cnt = 0
-        self._enter(State.CONNECTING if request is None else State.REQUESTED)
+        self._update_after = 1
+        """Consumed bytes that the peer has not been told of before we tell it unasked."""
         self.wanted: set[Op] = set()
         """What ``speak`` has a packet for."""
+        self._enter(State.CONNECTING if request is None else State.REQUESTED)
         if request is None:
             self.wanted.add(Op.REQUEST)
         else:
-            self._peer_buf_alloc = min(request.buf_alloc, MAX_IN_FLIGHT)
+            self._resize(request.buf_alloc)
             self._peer_fwd_cnt = request.fwd_cnt
 
     def _enter(self, state: State) -> None:
         self.state = state
         self._transitions = TRANSITIONS[state]
+
+    def _resize(self, buf_alloc: int) -> None:
+        """The peer can buffer as much. A newer Linux has no more than that under way itself, so it may wait to hear of
+        that much. But a word interrupts it: so it hears of three quarters, and goes on meanwhile."""
+        self._peer_buf_alloc = min(buf_alloc, MAX_IN_FLIGHT)
+        self._update_after = max(min(buf_alloc, BUF_ALLOC) * 3 // 4, 1)
+        self.consumed(0)
 
     # What the peer says
 
@@ -134,7 +141,8 @@ class Connection:
         state, event = transition
         if event is REFUSED or event is RESET:
             return event
-        self._peer_buf_alloc = buf_alloc if buf_alloc < MAX_IN_FLIGHT else MAX_IN_FLIGHT
+        if buf_alloc != self._peer_buf_alloc:
+            self._resize(buf_alloc)
         self._peer_fwd_cnt = fwd_cnt
         if (self._tx_cnt - fwd_cnt) & COUNTER_MASK > MAX_IN_FLIGHT:
             return Event.VIOLATION  # it has consumed what was never sent
@@ -173,7 +181,7 @@ class Connection:
     def consumed(self, count: int) -> None:
         """Our side has taken (or thrown away) ``count`` bytes that the peer sent."""
         self._fwd_cnt += count
-        if self._fwd_cnt - self._told_fwd_cnt >= UPDATE_AFTER:
+        if self._fwd_cnt - self._told_fwd_cnt >= self._update_after:
             self.wanted.add(CREDIT_UPDATE)
 
     def shut_down(self, flags: int) -> None:

@@ -322,7 +322,7 @@ def test_bulk_data_survives_a_slow_reader(rig: Rig) -> None:
 
             sent = 0
             for number in range(1000):
-                if number == 120:  # until here nobody reads: the socket is full, we buffer
+                if number == 87:  # until here nobody reads: the socket is full, we buffer
                     reader = rig.pool.submit(read)
                 while sent + len(data) - header.fwd_cnt > header.buf_alloc:
                     header, _ = rig.guest.receive()

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from enclavekit.virtio.vsock_connection import (
     BUF_ALLOC,
     TRANSITIONS,
-    UPDATE_AFTER,
     Connection,
     Event,
     State,
@@ -108,23 +107,40 @@ def test_a_peer_that_sends_more_than_it_may() -> None:
     assert connection.receive(*says(Op.RW, length=1)) is Event.VIOLATION
 
 
-def test_the_peer_is_told_once_much_is_consumed_and_not_before() -> None:
-    connection = accepted()
-    connection.receive(*says(Op.RW, length=BUF_ALLOC))
-    connection.consumed(UPDATE_AFTER - 1)
+@pytest.mark.parametrize(
+    ("buf_alloc", "after"),
+    [(BUF_ALLOC, BUF_ALLOC * 3 // 4), (2**32 - 1, BUF_ALLOC * 3 // 4), (1000, 750), (1, 1), (0, 1)],
+)
+def test_the_peer_is_told_before_what_it_can_buffer_itself_is_consumed(buf_alloc: int, after: int) -> None:
+    connection = accepted(buf_alloc)
+    connection.receive(*says(Op.RW, length=BUF_ALLOC, buf_alloc=buf_alloc))
+    connection.consumed(after - 1)
     assert connection.speak() is None
     connection.consumed(1)
     update = connection.speak()
     assert update is not None
-    assert (update.op, update.fwd_cnt) == (Op.CREDIT_UPDATE, UPDATE_AFTER)
+    assert (update.op, update.fwd_cnt) == (Op.CREDIT_UPDATE, after)
     assert connection.speak() is None
+
+
+def test_a_peer_that_can_buffer_less_than_it_could_is_told_at_once() -> None:
+    connection = accepted(BUF_ALLOC)
+    connection.receive(*says(Op.RW, length=1000, buf_alloc=BUF_ALLOC))
+    connection.consumed(1000)
+    assert connection.receive(*says(Op.CREDIT_UPDATE, buf_alloc=1400)) is Event.CREDIT
+    assert connection.speak() is None
+    assert connection.receive(*says(Op.CREDIT_UPDATE, buf_alloc=1333)) is Event.CREDIT
+    update = connection.speak()
+    assert update is not None
+    assert (update.op, update.fwd_cnt) == (Op.CREDIT_UPDATE, 1000)
 
 
 def test_any_packet_tells_what_an_update_would_have() -> None:
     connection = accepted()
     connection.receive(*says(Op.RW, length=BUF_ALLOC))
-    connection.consumed(UPDATE_AFTER)
-    assert connection.header(Op.RW, 1).fwd_cnt == UPDATE_AFTER
+    connection.consumed(750)
+    assert connection.wanted
+    assert connection.header(Op.RW, 1).fwd_cnt == 750
     assert not connection.wanted
 
 

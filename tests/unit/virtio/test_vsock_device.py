@@ -27,7 +27,7 @@ from enclavekit.virtio.vsock import (
     TX,
     split,
 )
-from enclavekit.virtio.vsock_connection import BUF_ALLOC, UPDATE_AFTER
+from enclavekit.virtio.vsock_connection import BUF_ALLOC
 from enclavekit.virtio.vsock_host import Outcome
 from enclavekit.virtio.vsock_packet import (
     HEADER,
@@ -38,6 +38,8 @@ from enclavekit.virtio.vsock_packet import (
     Header,
     Op,
 )
+
+UPDATE_AFTER = BUF_ALLOC * 3 // 4
 
 
 def test_configuration_is_the_guests_cid() -> None:
@@ -230,6 +232,10 @@ def test_a_host_that_does_not_read_costs_the_credit_that_we_gave_and_not_more() 
     stream.make_room(UPDATE_AFTER)
     assert [(header.op, header.fwd_cnt) for header, _ in rig.receive()] == [(Op.CREDIT_UPDATE, UPDATE_AFTER + 1000)]
     stream.make_room(1 << 30)
+    assert stream.sent == data
+    data += bytes(2 * UPDATE_AFTER - len(data) + 1000)
+    for start in range(BUF_ALLOC + 1000, len(data), 60_000):
+        rig.send(Op.RW, data[start : start + 60_000])
     assert stream.sent == data
     assert [header.fwd_cnt for header, _ in rig.receive()] == [len(data)]
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* vsock from inside: dial PORT TEXT (says TEXT, half-closes, prints the answer); echo PORT (one connection);
- * blast PORT BYTES (a pattern, then prints how many bytes came back in order). */
+ * blast PORT BYTES [BUFFER] (a pattern, then prints how many bytes came back in order; BUFFER: of the socket). */
 #include <linux/vm_sockets.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,10 +19,14 @@ static int check(int result, const char *what)
     return result;
 }
 
-static int dial(unsigned int port)
+static int dial(unsigned int port, const char *buffer_size)
 {
     struct sockaddr_vm parent = { .svm_family = AF_VSOCK, .svm_cid = 3, .svm_port = port };
     int fd = check(socket(AF_VSOCK, SOCK_STREAM, 0), "socket");
+    if (buffer_size) {
+        unsigned long long size = strtoull(buffer_size, NULL, 10);
+        check(setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &size, sizeof size), "setsockopt");
+    }
     check(connect(fd, (struct sockaddr *)&parent, sizeof parent), "connect");
     return fd;
 }
@@ -34,7 +38,7 @@ int main(int count, char **words)
     unsigned int port = (unsigned int)atoi(words[2]);
     ssize_t got;
     if (!strcmp(words[1], "dial")) {
-        int fd = dial(port);
+        int fd = dial(port, NULL);
         check((int)write(fd, words[3], strlen(words[3])), "write");
         check(shutdown(fd, SHUT_WR), "shutdown");
         while ((got = read(fd, buffer, sizeof buffer)) > 0)
@@ -60,7 +64,7 @@ int main(int count, char **words)
     }
     if (!strcmp(words[1], "blast")) {
         unsigned long bytes = strtoul(words[3], NULL, 10);
-        int fd = dial(port);
+        int fd = dial(port, count > 4 ? words[4] : NULL);
         for (unsigned long sent = 0; sent < bytes;) {
             unsigned long size = bytes - sent < sizeof buffer ? bytes - sent : sizeof buffer;
             for (unsigned long i = 0; i < size; i++)
