@@ -20,8 +20,8 @@ from collections.abc import Callable
 MAX_EVENTS = 64
 """That are dealt with before ``work``."""
 
-LOOK_S = 250e-6
-"""How long to look for what is expected. A guest's answer takes half of it; to sleep and be woken, a tenth and more."""
+LOOK_S = 500e-6
+"""How long to look for what is expected. An emulated guest's answer takes a fifth to a half of it."""
 MAX_BLIND = 63
 """Expectations that are not looked for after many that were disappointed: little time is lost where none come true."""
 
